@@ -1,0 +1,86 @@
+"""What a user can mend, and how a script leaves when something is wrong."""
+
+import errno
+import os
+import signal
+import sys
+
+MEND, OURS = 2, 1  # exit statuses: the user must change something; some inputs failed, or a mistake of ours
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} if hasattr(errno, "EDQUOT") else {errno.ENOSPC, errno.EFBIG}
+
+
+class SetupError(Exception):
+    """Something the user asked for or supplied cannot work; shown as one line, without a traceback.
+
+    The text reads `FILE OR FLAG: what is wrong; what to do`.
+    Our own mistakes stay ordinary exceptions and keep their traceback.
+    """
+
+
+class DataError(SetupError):
+    """One file is damaged or does not fit; a job over many files may name it and go on with the others."""
+
+
+class ReadError(DataError):
+    """Some pixels of a file cannot be read; others may be."""
+
+
+class PartialFailure(Exception):
+    """The job is done for all but some inputs, which the text names; exit status 1."""
+
+
+class Terminated(BaseException):
+    """SIGTERM came. A BaseException, so that no `except Exception` on the way keeps the program alive."""
+
+
+def run(main):
+    """Call `main` as a script does, and leave with the exit status the error stands for.
+
+    2: a SetupError or an unusable file; 1: a PartialFailure; 130 and 143: interrupted and terminated.
+    """
+    def terminate(number, frame):
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `script | head`: the reader has gone, and the flush at exit would complain again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(OURS)
+    except (SetupError, PartialFailure, OSError, MemoryError) as error:
+        text = describe(error)
+        if text is None or "--debug" in sys.argv:
+            raise
+        leave(text, OURS if isinstance(error, PartialFailure) else MEND)
+    except KeyboardInterrupt:
+        leave("interrupted; nothing half-written was left under a final name", 130)
+    except Terminated:
+        leave("terminated; nothing half-written was left under a final name", 143)
+
+
+def describe(error):
+    """One line for an error a user can mend; None for any other."""
+    if isinstance(error, MemoryError):
+        return f"memory: not enough for this step ({error}); use a smaller --batch_size or --patch_size."
+    if not isinstance(error, OSError):
+        return str(error)
+    if error.errno in FULL:
+        return f"{error.filename or 'output folder'}: the disk is full; free some space and run again."
+    if error.filename is None:
+        return None
+    return f"{error.filename}: {error.strerror}; check the path and its permissions."
+
+
+def leave(text, status):
+    """Print `text` as the last line of stderr and exit."""
+    sys.stdout.flush()
+    print("error: " + " ".join(text.split()), file=sys.stderr)
+    sys.exit(status)
+
+
+def listing(items, most=5):
+    """Join the first few of `items`, and count the rest: `a, b, c and 7 more`."""
+    items = [str(item) for item in items]
+    rest = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + rest

@@ -1,0 +1,129 @@
+"""Labels of a scene, raster or polygons, read window by window as classes."""
+
+import numpy as np
+import shapely
+from rasterio.errors import RasterioError
+from rasterio.features import rasterize
+
+from eoseg import raster, vector
+from eoseg.coding import IGNORE, key_of
+from eoseg.errors import DataError, ReadError, SetupError, listing
+
+
+class RasterLabels:
+    """A label raster on the scene's grid, or on any other, aligned by nearest neighbour.
+
+    Args:
+        scene: the open `raster.Scene` it belongs to. coding: a `coding.Coding`.
+    """
+
+    def __init__(self, path, scene, coding, say=print):
+        self.path, self.coding = path, coding
+        self.src = raster.open_raster(path)
+        if self.src.count != 1:
+            raise DataError(f"{path}: has {self.src.count} bands; a label is one band of class codes, make one with gdal_translate -b N.")
+        self.tag = self.src.nodata
+        self.view = self.src if raster.same_grid(self.src, scene) else self._aligned(scene, say)
+
+    def _aligned(self, scene, say):
+        if not self.src.crs or not scene.crs:
+            if self.src.crs != scene.crs or (self.src.height, self.src.width) != (scene.height, scene.width):
+                raise DataError(f"{self.path}: lies on another grid than {scene.path} and one of them has no CRS; set it with gdal_edit.py -a_srs.")
+            return self.src
+        say(f"note: {self.path}: lies on another grid than the image; aligned by nearest neighbour")
+        return raster.aligned(self.src, scene, self.coding.nodata_of(self.tag))
+
+    def read(self, window):
+        """Classes of a window inside the image: (H, W) uint8, 255 where unlabelled or beyond the label raster."""
+        try:
+            codes = self.view.read(1, window=raster.grid_window(window))
+            there = True if self.view is self.src else self.view.read(2, window=raster.grid_window(window)) > 0
+        except RasterioError as error:
+            raise ReadError(f"{self.path}: cannot be read ({raster.deepest(error)}); it is truncated or damaged, copy it again.") from None
+        if there is not True:
+            codes = codes.astype(np.float64)
+            codes[~there] = np.nan  # unlabelled, whatever the warp put there
+        return self.coding.decode(codes, self.tag, self.path)
+
+    def close(self):
+        if self.view is not self.src:
+            self.view.close()
+        self.src.close()
+
+
+class PolygonLabels:
+    """Polygons drawn onto the scene's grid; where they overlap, the later one in the file stands.
+
+    A pixel belongs to a polygon when its centre does.
+
+    Args:
+        options: ExtractionConfig (label_field, label_burn, label_outside, vector_crs). coding: a `coding.Coding`.
+    """
+
+    def __init__(self, path, scene, coding, options, say=print):
+        self.path, self.scene = path, scene
+        frame = vector.onto(vector.read_layer(path, options.vector_crs), scene.crs, path, say)
+        frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
+        if frame.empty:
+            raise SetupError(f"{path}: holds no polygon; draw some, or choose another file.")
+        if options.label_field is None and options.label_burn is None:
+            raise SetupError(f"--label {path}: polygons need --label_field NAME (class from an attribute: "
+                             f"{listing(frame.columns.drop(frame.geometry.name), 8)}) or --label_burn V (a plain mask).")
+        self.outside = outside_of(options)
+        self.classes = self._classes(frame, coding, options)
+        self.shapes = shapely.make_valid(frame.geometry.to_numpy())
+        self.tree = shapely.STRtree(self.shapes)
+
+    def _classes(self, frame, coding, options):
+        """The class of every polygon."""
+        if options.label_burn is not None:
+            return np.full(len(frame), options.label_burn)
+        field = options.label_field
+        if field not in frame.columns:
+            raise SetupError(f"--label_field {field}: {self.path} has no such attribute; it has {listing(frame.columns.drop(frame.geometry.name), 8)}.")
+        names = [vector.plain(value) for value in frame[field]]
+        mapping = coding.mapping
+        if mapping is None:
+            texts = sorted({name for name in names if name and not name.lstrip("-").isdigit()})
+            if texts:
+                example = " ".join(f"'{name}={i}'" if " " in name else f"{name}={i}" for i, name in enumerate(texts))
+                raise SetupError(f"--label_field {field}: holds names, not numbers; say which class each is, e.g. --label_map {example}")
+            mapping = {name: int(name) for name in names if name and 0 <= int(name) <= IGNORE}
+        unknown = sorted({name for name in names if name and key_of(name) not in mapping})
+        if unknown:
+            raise SetupError(f"{self.path}: {field} holds {listing(unknown, 8)}, which --label_map does not name; add them, e.g. {unknown[0]}=ignore.")
+        return np.array([mapping[key_of(name)] if name else IGNORE for name in names])
+
+    def read(self, window):
+        """Classes of a window: (H, W) uint8."""
+        transform = self.scene.placed(window)
+        corners = [transform * corner for corner in ((0, 0), (window.width, 0), (window.width, window.height), (0, window.height))]
+        hits = np.sort(self.tree.query(shapely.Polygon(corners)))
+        shape = window.height, window.width
+        if not len(hits):
+            return np.full(shape, self.outside, np.uint8)
+        return rasterize(zip(self.shapes[hits], self.classes[hits].tolist()), shape, fill=self.outside, transform=transform, dtype="uint8")
+
+    def close(self):
+        """Nothing stays open."""
+
+
+def outside_of(options):
+    """The class where no polygon lies: unlabelled with --label_field (sparse labels), 0 with --label_burn (a mask)."""
+    word = options.label_outside
+    if word is None:
+        return IGNORE if options.label_field is not None else 0
+    if word.lower() == "ignore":
+        return IGNORE
+    if word.isdigit() and int(word) < IGNORE:
+        return int(word)
+    raise SetupError(f"--label_outside {word}: is neither a class from 0 to 254 nor ignore.")
+
+
+def open_labels(path, scene, coding, options, say=print):
+    """The labels of `scene`, from polygons or a raster, whichever `path` is."""
+    if vector.is_vector(path):
+        return PolygonLabels(path, scene, coding, options, say)
+    if options.label_field is not None or options.label_burn is not None:
+        raise SetupError(f"--label_field and --label_burn: {path} is a raster; they are for polygon files.")
+    return RasterLabels(path, scene, coding, say)

@@ -1,0 +1,53 @@
+"""A folder of patches on disk: where its splits lie, and which label belongs to which image."""
+
+from pathlib import Path
+
+from eoseg import files
+from eoseg.errors import SetupError, listing
+
+SUFFIXES = (".tif", ".tiff")
+
+
+def find_root(dataset_root, subdir="Patch"):
+    """The folder that holds the splits: `dataset_root/subdir` where that is one, else `dataset_root`.
+
+    Raises:
+        SetupError: neither holds a folder train/images.
+    """
+    root = Path(dataset_root)
+    for folder in (root / subdir, root):
+        if (folder / "train" / "images").is_dir():
+            return folder
+    raise SetupError(f"--dataset_root {root}: holds neither {subdir}/train/images nor train/images; "
+                     "name the --output folder of Patch_extraction_v2.py.")
+
+
+def find_pairs(root, split):
+    """Images and labels of one split, in order of name; empty when the split has no folder.
+
+    Returns:
+        list of (image path, label path).
+    Raises:
+        SetupError: an image without a label, or the other way round.
+    """
+    folder = Path(root) / split
+    if not (folder / "images").is_dir():
+        return []
+    images, labels = (
+        {path.name: path for path in sorted((folder / kind).glob("*")) if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")}
+        for kind in ("images", "labels")
+    )
+    lonely = sorted(images.keys() ^ labels.keys())
+    if lonely:
+        raise SetupError(f"{folder}: {listing(lonely)}: image without a label of the same name, or label without an image; complete or remove them.")
+    return [(images[name], labels[name]) for name in images]
+
+
+def load_metadata(root, required=True):
+    """What Patch_extraction_v2.py wrote about the patches; {} when it is missing and not `required`."""
+    path = Path(root) / "patch_metadata.json"
+    if path.exists():
+        return files.read_json(path)
+    if required:
+        raise SetupError(f"{path}: no such file; name the --output folder of an extraction.")
+    return {}

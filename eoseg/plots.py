@@ -1,0 +1,192 @@
+"""Pictures: curves of a run, patches with their labels, maps beside their scene. Figures only, never pyplot's state."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from eoseg import files, patchset, raster
+from eoseg.coding import IGNORE
+from eoseg.errors import SetupError
+
+# Paul Tol's "muted" scheme, safe for colour-blind eyes; classes beyond it repeat, darker
+PALETTE = [(51, 34, 136), (17, 119, 51), (221, 204, 119), (204, 102, 119), (136, 204, 238), (170, 68, 153), (68, 170, 153), (153, 153, 51), (136, 34, 85)]
+USUAL = {  # what map readers expect for common names
+    (51, 120, 200): "water river lake sea ocean flood flooded",
+    (20, 110, 50): "tree trees forest wood woodland",
+    (225, 200, 90): "crop crops cropland cultivated field fields agriculture farmland",
+    (205, 70, 80): "developed built built-up building buildings urban town impervious artificial",
+    (160, 205, 110): "grass grassland rangeland pasture meadow vegetation",
+    (190, 160, 130): "bare barren soil sand rock",
+    (150, 130, 60): "shrub shrubland scrub",
+    (110, 190, 180): "wetland swamp marsh mangrove",
+    (235, 240, 250): "snow ice",
+    (110, 110, 110): "road roads railway",
+    (215, 215, 215): "background other none",
+}
+
+
+def colours(names):
+    """One (r, g, b) per class, 0 to 255: the usual one for a usual name, else the next of the palette; none twice."""
+    by_word = {word: colour for colour, words in USUAL.items() for word in words.split()}
+    chosen, used = [], set()
+    for index, name in enumerate(names):
+        wanted = by_word.get(name.lower())
+        spare = (tuple(int(part * 0.8**turn) for part in colour) for turn in range(40) for colour in PALETTE)
+        colour = wanted if wanted and wanted not in used else next(c for c in spare if c not in used)
+        chosen.append(colour)
+        used.add(colour)
+    return chosen
+
+
+def save(figure, path):
+    """Write a figure as a PNG, whole or not at all."""
+    memory = io.BytesIO()
+    figure.savefig(memory, format="png", dpi=120, bbox_inches="tight")
+    files.write_bytes(path, memory.getvalue())
+    return path
+
+
+def stretched(pixels, valid):
+    """Bands (B, H, W) as a picture (H, W, 3) from 0 to 1: three bands red to blue, or the first as grey; 2 to 98 %.
+
+    Files of blue, green, red (most satellites' order) are turned round by the caller.
+    """
+    chosen = pixels[:3] if len(pixels) >= 3 else pixels[:1].repeat(3, 0)
+    picture = np.ones((*valid.shape, 3))
+    for channel, band in enumerate(chosen.astype(float)):
+        seen = band[valid & np.isfinite(band)]
+        low, high = np.percentile(seen, [2, 98]) if seen.size else (0, 1)
+        picture[..., channel] = np.clip((band - low) / max(high - low, 1e-12), 0, 1)
+    picture[~valid] = 1
+    return picture
+
+
+def rgb_order(names):
+    """Band indices to show as red, green, blue, from band names; the first three where they say nothing."""
+    lower = [name.lower() for name in names]
+    if all(word in lower for word in ("red", "green", "blue")):
+        return [lower.index(word) for word in ("red", "green", "blue")]
+    return list(range(min(3, len(names)))) if len(names) >= 3 else [0]
+
+
+def painted(classes, palette):
+    """Classes (H, W) as a picture (H, W, 3); unlabelled is white."""
+    table = np.full((256, 3), 255, np.uint8)
+    table[: len(palette)] = palette
+    return table[np.minimum(classes, 255)]
+
+
+def legend(axes, names, palette, **settings):
+    axes.legend(handles=[Patch(color=np.array(c) / 255, label=n) for n, c in zip(names, palette)], frameon=False, **settings)
+
+
+def draw_sample(folder, split, index):
+    """One patch beside its label, as `sample_<split>_<index>.png` in the patch folder; returns the path."""
+    pairs = patchset.find_pairs(folder, split)
+    if index >= len(pairs):
+        raise SetupError(f"--sample_index {index}: {split} in {folder} holds {len(pairs)} patches; give 0 to {len(pairs) - 1}.")
+    image, label = pairs[index]
+    pixels, _, valid = raster.read_patch(image)
+    codes, _ = raster.read_label(label)
+    metadata = patchset.load_metadata(folder, required=False)
+    known = metadata.get("class_names") or []
+    names = [known[c] if c < len(known) else f"class {c}" for c in range(int(max([0, *codes[codes != IGNORE].tolist()])) + 1)]
+    order = rgb_order(metadata.get("bands", {}).get("names", [""] * len(pixels)))
+    figure = Figure(figsize=(10, 5))
+    left, right = figure.subplots(1, 2)
+    left.imshow(stretched(pixels[order], valid))
+    left.set_title(image.name)
+    right.imshow(painted(codes, colours(names)))
+    right.set_title("label (white: unlabelled)")
+    legend(right, names, colours(names), loc="upper left", bbox_to_anchor=(1, 1))
+    for axes in (left, right):
+        axes.set_axis_off()
+    return save(figure, Path(folder) / f"sample_{split}_{index}.png")
+
+
+def draw_curves(history, path, title):
+    """Loss, IoU and learning rate over the epochs."""
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(14, 4))
+    loss, score, rate = figure.subplots(1, 3)
+    for key in ("train_loss", "val_loss"):
+        loss.plot(epochs, [row[key] for row in history], marker=".", label=key)
+    for key in ("val_iou", "val_f1", "val_accuracy"):
+        score.plot(epochs, [row[key] for row in history], marker=".", label=key)
+    rate.semilogy(epochs, [row["learning_rate"] for row in history], marker=".", label="learning_rate")
+    score.set_ylim(0, 1)
+    for axes in (loss, score, rate):
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(title)
+    return save(figure, path)
+
+
+def draw_class_iou(history, names, path, title):
+    """Validation IoU of each class over the epochs."""
+    figure = Figure(figsize=(9, 5))
+    axes = figure.subplots()
+    for name, colour in zip(names, colours(names)):
+        axes.plot([row["epoch"] for row in history], [row[f"iou_{name}"] for row in history], marker=".", color=np.array(colour) / 255, label=name)
+    axes.set(xlabel="epoch", ylabel="validation IoU", ylim=(0, 1), title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return save(figure, path)
+
+
+def draw_folds(table, path, title):
+    """Mean and 95 % interval of every score over the folds, with the folds as dots.
+
+    Args:
+        table: dict score name -> {"folds": [...], "mean": m, "low": l, "high": h}.
+    """
+    figure = Figure(figsize=(max(6, 1.2 * len(table)), 4.5))
+    axes = figure.subplots()
+    for place, part in enumerate(table.values()):
+        if np.isfinite(part["mean"]):
+            axes.errorbar(place, part["mean"], [[part["mean"] - part["low"]], [part["high"] - part["mean"]]], fmt="s", color="black", capsize=4)
+        axes.plot([place + 0.12] * len(part["folds"]), part["folds"], "o", alpha=0.5, color="tab:blue")
+    axes.set_xticks(range(len(table)), list(table), rotation=30, ha="right")
+    axes.set(ylim=(0, 1), title=title)
+    axes.grid(alpha=0.3)
+    return save(figure, path)
+
+
+def draw_quicklook(scene_path, bands, names, map_path, class_names, path):
+    """Scene and map side by side with a legend and a scale, at most 1,200 pixels high or wide.
+
+    Args:
+        bands, names: numbers (from 1) and names of the bands the network saw.
+    """
+    order = rgb_order(names)
+    pixels, step = raster.thumbnail(scene_path, bands=[bands[i] for i in order])
+    classes, _ = raster.thumbnail(map_path)
+    palette = colours(class_names)
+    figure = Figure(figsize=(15, 7))
+    left, right = figure.subplots(1, 2)
+    left.imshow(stretched(pixels.filled(0), ~np.ma.getmaskarray(pixels).all(0)))
+    left.set_title("scene")
+    right.imshow(painted(np.where(np.ma.getmaskarray(classes[0]), IGNORE, classes[0].data), palette))
+    right.set_title("map")
+    legend(right, class_names, palette, loc="upper left", bbox_to_anchor=(1, 1), fontsize=12)
+    metres = raster.pixel_metres(map_path)
+    if metres:
+        add_scale(left, metres * step, pixels.shape[1:])
+    for axes in (left, right):
+        axes.set_axis_off()
+    return save(figure, path)
+
+
+def add_scale(axes, metres, shape):
+    """A bar of a round length, about a fifth of the picture's width."""
+    wanted = shape[1] * metres / 5
+    length = max(step for power in range(-2, 7) for step in (10.0**power, 2 * 10.0**power, 5 * 10.0**power) if step <= max(wanted, 0.01))
+    x, y = shape[1] * 0.05, shape[0] * 0.95
+    axes.plot([x, x + length / metres], [y, y], color="black", lw=7, solid_capstyle="butt")
+    axes.plot([x, x + length / metres], [y, y], color="white", lw=4, solid_capstyle="butt")
+    text = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
+    axes.text(x, y - shape[0] * 0.02, text, color="black", fontsize=12, bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 2})

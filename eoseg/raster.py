@@ -1,0 +1,423 @@
+"""The only room that opens image files: scenes, patches, and the maps made from them.
+
+Bands count from 1 here, as in GDAL. Windows are `tiles.Window`, rows before columns.
+"""
+
+import os
+import re
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("GDAL_CACHEMAX", "64")  # MB; GDAL's 5 % of memory grows with the machine, not with the job
+os.environ.setdefault("GDAL_VRT_ENABLE_PYTHON", "NO")
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from affine import Affine
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
+from rasterio.vrt import WarpedVRT
+
+from eoseg import files
+from eoseg.errors import DataError, ReadError, SetupError, listing
+
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # said in our own words where it matters
+BIGGEST_BLOCK = 2**30  # bytes; one block must fit in memory, and no sane writer makes larger ones
+GDAL_NODATA = 42113  # TIFF tag
+
+
+# ---------------------------------------------------------------- opening
+
+
+def open_raster(path):
+    """Open a raster to read, or say in one line why it cannot be used.
+
+    Raises:
+        DataError: missing, empty, damaged, complex, placed by control points only, or not what its name says.
+    """
+    check_file(path)
+    try:
+        src = rasterio.open(path)
+    except RasterioError as error:
+        raise DataError(f"{path}: cannot be opened as a raster ({error}); check the file with gdalinfo.") from None
+    try:
+        check_header(src, path)
+    except DataError:
+        src.close()
+        raise
+    return src
+
+
+def check_file(path):
+    """What can be told before GDAL sees the file. Paths like /vsicurl/... and URLs are passed on as typed."""
+    if re.match(r"/vsi|[a-z0-9+]+://", str(path)):
+        return
+    file = Path(path)
+    if not file.exists():
+        raise DataError(f"{path}: no such file; check the path.")
+    if not file.is_file():
+        raise DataError(f"{path}: is not a file; name one raster.")
+    with open(file, "rb") as f:
+        head = f.read(512)
+    if not head:
+        raise DataError(f"{path}: is empty (0 bytes); copy or download it again.")
+    if b"<VRTDataset" in head:
+        if file.suffix.lower() != ".vrt":
+            raise DataError(f"{path}: is a VRT under another suffix; rename it to .vrt if you trust it.")
+        check_vrt(file)
+
+
+def check_vrt(file):
+    """Refuse a VRT that reaches outside its own folder: a file from a stranger could read any other."""
+    home = file.resolve().parent
+    for source in re.findall(r"<Source(?:Filename|Dataset)[^>]*>([^<]*)<", file.read_text(encoding="utf-8", errors="replace")):
+        if "://" in source or source.startswith("/vsi") or not (home / source).resolve().is_relative_to(home):
+            raise DataError(f"{file}: points outside its own folder, at {source}; copy the sources beside it.")
+
+
+def check_header(src, path):
+    """What the header tells, before a pixel is read."""
+    if src.count == 0:
+        raise DataError(f"{path}: holds no bands of its own (a container of {len(src.subdatasets)} rasters); name one of them.")
+    if any(np.dtype(t).kind == "c" for t in src.dtypes if t in rasterio.dtypes.dtype_rev) or "complex" in src.dtypes[0]:
+        raise DataError(f"{path}: complex pixels; convert to amplitude or intensity first.")
+    if src.transform == Affine.identity() and src.gcps[0]:
+        raise DataError(f"{path}: is placed by ground control points only; warp it first: gdalwarp {path} warped.tif")
+    rows, cols = src.block_shapes[0]
+    block = rows * cols * np.dtype(src.dtypes[0]).itemsize
+    if src.driver == "GTiff" and block > BIGGEST_BLOCK:
+        raise DataError(f"{path}: one block of {cols} x {rows} pixels would take {block / 2**30:.1f} GiB; "
+                        f"rewrite it in tiles: gdal_translate -co TILED=YES {path} tiled.tif")
+
+
+def band_names(src):
+    """The bands' descriptions; `band_N` where a band has none."""
+    return [text or f"band_{number}" for number, text in enumerate(src.descriptions, 1)]
+
+
+def choose_bands(names, wanted, where, flag="--bands"):
+    """Turn numbers and names of bands into numbers from 1.
+
+    Raises:
+        SetupError: a band that is not there, or one named twice in the file.
+    """
+    chosen = []
+    for word in map(str, wanted):
+        if word.isdigit() and 1 <= int(word) <= len(names):
+            chosen.append(int(word))
+        elif names.count(word) == 1:
+            chosen.append(names.index(word) + 1)
+        else:
+            raise SetupError(f"{where}: has no band {word} ({flag}); choose from 1 to {len(names)}: {listing(names, 20)}.")
+    return chosen
+
+
+# ---------------------------------------------------------------- pixels and which of them count
+
+
+def equals_nodata(pixels, nodata):
+    """Where `pixels` (any shape) hold the value `nodata`: a bool array, or None when none can."""
+    if nodata is None:
+        return None
+    if np.isnan(nodata):
+        return np.isnan(pixels) if pixels.dtype.kind == "f" else None
+    if pixels.dtype.kind == "f":
+        return pixels == np.asarray(nodata).astype(pixels.dtype)  # a tag of -3.4e38 is a rounded float32
+    info = np.iinfo(pixels.dtype)
+    fits = float(nodata).is_integer() and info.min <= nodata <= info.max
+    return pixels == pixels.dtype.type(int(nodata)) if fits else None
+
+
+def missing_and_valid(pixels, nodata, require_all_bands=False):
+    """The one rule for which pixels count.
+
+    A band is missing where it holds its nodata, NaN or Inf. A pixel is valid when at least one band holds data
+    (GDAL's rule for a dataset mask; with `require_all_bands`, when every band does) and none is NaN or Inf.
+
+    Args:
+        pixels: (B, H, W). nodata: one value or None per band.
+    Returns:
+        missing (B, H, W) bool, valid (H, W) bool.
+    """
+    missing = np.zeros(pixels.shape, bool)
+    for band, value in enumerate(nodata):
+        found = equals_nodata(pixels[band], value)
+        if found is not None:
+            missing[band] = found
+    valid = ~(missing.any(0) if require_all_bands else missing.all(0))
+    if pixels.dtype.kind == "f":
+        broken = ~np.isfinite(pixels)
+        missing |= broken
+        valid &= ~broken.any(0)
+    return missing, valid
+
+
+class Scene:
+    """An open scene: the bands in use, and one answer to which of its pixels count.
+
+    Args:
+        bands: numbers or names; all bands when None, except an alpha band, which is a mask.
+        nodata: value to use in place of the file's tag.
+    """
+
+    def __init__(self, path, bands=None, nodata=None, require_all_bands=False):
+        self.path, self.src, self.require_all_bands = path, open_raster(path), require_all_bands
+        names = band_names(self.src)
+        colour = [number for number, kind in enumerate(self.src.colorinterp, 1) if kind != ColorInterp.alpha]
+        self.bands = choose_bands(names, bands, path) if bands else colour or [1]
+        self.alpha = len(colour) < self.src.count
+        self.names = [names[band - 1] for band in self.bands]
+        tags = [self.src.nodatavals[band - 1] for band in self.bands]
+        self.nodata = [nodata] * len(self.bands) if nodata is not None else tags
+        self.masked = any(MaskFlags.per_dataset in flags for flags in self.src.mask_flag_enums)
+        self.dtype = np.result_type(*(self.src.dtypes[band - 1] for band in self.bands))
+        self.height, self.width = self.src.height, self.src.width
+        self.crs, self.transform = self.src.crs, self.src.transform
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        self.src.close()
+
+    def read(self, window):
+        """Read a window that lies inside the image.
+
+        Returns:
+            pixels (B, H, W) in the file's own type and unit; missing (B, H, W) bool; valid (H, W) bool.
+        """
+        where = grid_window(window)
+        try:
+            pixels = self.src.read(self.bands, window=where, out_dtype=self.dtype)
+            mask = self.src.dataset_mask(window=where) > 0 if self.masked else True
+        except RasterioError as error:
+            last = window.row + window.height - 1
+            raise ReadError(f"{self.path}: rows {window.row} to {last} cannot be read ({deepest(error)}); "
+                            "the file is truncated or damaged, copy or download it again.") from None
+        missing, valid = missing_and_valid(pixels, self.nodata, self.require_all_bands)
+        return pixels, missing, valid & mask
+
+    def placed(self, window, scale=(1.0, 1.0)):
+        """The geotransform of a window; `scale` is the size of its pixels (rows, columns) in pixels of the scene."""
+        return self.transform * Affine.translation(window.col, window.row) * Affine.scale(scale[1], scale[0])
+
+
+def deepest(error):
+    """GDAL's own words; rasterio's outer message often says only that a read failed."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).rstrip(".") or type(error).__name__
+
+
+def grid_window(window):
+    return rasterio.windows.Window(window.col, window.row, window.width, window.height)
+
+
+def same_grid(one, other, tolerance=0.01):
+    """Do two rasters share CRS, size and geotransform, to a hundredth of a pixel at every corner?"""
+    if (one.crs, one.height, one.width) != (other.crs, other.height, other.width):
+        return False
+    return all(
+        max(abs(a - b) for a, b in zip(~one.transform * (other.transform * corner), corner)) <= tolerance
+        for corner in [(0, 0), (one.width, 0), (0, one.height), (one.width, one.height)]
+    )
+
+
+def aligned(src, scene, src_nodata):
+    """A view of the open raster `src` on the grid of `scene`, by nearest neighbour, with an alpha band last.
+
+    The alpha band is 0 where the view leaves `src` or meets `src_nodata` (None: no value is nodata).
+    """
+    return WarpedVRT(src, crs=scene.crs, transform=scene.transform, width=scene.width, height=scene.height,
+                     resampling=Resampling.nearest, src_nodata=src_nodata, add_alpha=True, tolerance=0.0)
+
+
+# ---------------------------------------------------------------- patches
+
+
+def patch_bytes(pixels, transform, crs, nodata=None, names=None, compress=True, mask=None):
+    """A patch (B, H, W) as the bytes of one GeoTIFF, band by band, each band one block.
+
+    Deflate level 1 with horizontal differencing: tifffile reads it without further packages. Made in memory and
+    written by Python, which reports a full disk; GDAL does not always.
+
+    Args:
+        mask: (H, W) bool, False where no pixel is; for images whose invalid pixels no nodata value marks.
+    """
+    count, height, width = pixels.shape
+    options = {"compress": "deflate", "predictor": 2, "zlevel": 1} if compress else {}
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), MemoryFile() as memory:
+        with memory.open(driver="GTiff", count=count, height=height, width=width, dtype=pixels.dtype, crs=crs,
+                         transform=transform, nodata=nodata, interleave="band", blockysize=height, **options) as dst:
+            dst.write(pixels)
+            if mask is not None:
+                dst.write_mask(mask)
+            for number, name in enumerate(names or [], 1):
+                dst.set_band_description(number, name)
+        return memory.read()
+
+
+def read_patch(path, require_all_bands=False):
+    """Read a patch whole: pixels (B, H, W) in its own type, missing (B, H, W) and valid (H, W) as `Scene.read` gives them.
+
+    The axis of the bands is taken from the TIFF's planar configuration, never guessed from the shape.
+
+    Raises:
+        DataError: missing, damaged, or several images in one file.
+    """
+    pixels, nodata, mask = read_with_tifffile(path) or read_with_gdal(path)
+    missing, valid = missing_and_valid(pixels, [nodata] * len(pixels), require_all_bands)
+    return pixels, missing, valid & mask
+
+
+def read_label(path):
+    """Read a label patch: its codes (H, W) and the value of its nodata tag (None: it has none).
+
+    Raises:
+        DataError: missing, damaged, or of several bands.
+    """
+    codes, nodata, _ = read_with_tifffile(path) or read_with_gdal(path)
+    if len(codes) != 1:
+        raise DataError(f"{path}: has {len(codes)} bands; a label is one band of class codes.")
+    return codes[0], nodata
+
+
+def read_with_tifffile(path):
+    """Pixels, nodata tag, mask; None where GDAL must try: no TIFF, a codec tifffile lacks, or damage."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tif:
+            images = [page for page in tif.pages if not page.subfiletype]  # overviews and masks have a type
+            masks = [page.asarray() > 0 for page in tif.pages if page.subfiletype == 4]
+            page = images[0]
+            pixels, tag = page.asarray(), page.tags.get(GDAL_NODATA)
+            rows, cols, bands = page.imagelength, page.imagewidth, page.samplesperpixel
+            nodata = float(tag.value.strip(" \0")) if tag else None
+    except Exception:
+        return None
+    if len(images) > 1:
+        raise DataError(f"{path}: holds {len(images)} images, not one image of several bands; "
+                        "write the bands into one image (rasterio, or tifffile with planarconfig='separate').")
+    if page.planarconfig == 1:
+        pixels = np.moveaxis(pixels.reshape(rows, cols, bands), 2, 0)
+    return pixels.reshape(bands, rows, cols), nodata, masks[0] if masks else True
+
+
+def read_with_gdal(path):
+    with open_raster(path) as src:
+        try:
+            masked = any(MaskFlags.per_dataset in flags for flags in src.mask_flag_enums)
+            return src.read(), src.nodata, src.dataset_mask() > 0 if masked else True
+        except RasterioError as error:
+            raise DataError(f"{path}: cannot be read ({deepest(error)}); it is damaged, extract it again.") from None
+
+
+# ---------------------------------------------------------------- maps
+
+TYPES = {"uint8": "Byte", "uint16": "UInt16", "float32": "Float32"}
+
+
+def raw_to_cog(raw, target, look, overview="MODE"):
+    """Copy rows of raw pixels into a Cloud-Optimized GeoTIFF at `target`; it appears whole or not at all.
+
+    Args:
+        raw: file of height x width pixels, row after row, in the machine's byte order.
+        look: dict of height, width, dtype, crs, transform, nodata, description, and for classes
+            `colours` [(r, g, b)] and `names`.
+        overview: how GDAL thins the overviews: MODE for classes, AVERAGE for measurements.
+    """
+    vrt = files.part_of(target, "part.vrt")
+    try:
+        vrt.write_text(vrt_of(raw, look), encoding="utf-8")
+        with files.replacing(target, check=lambda part: check_map(part, look)) as part:
+            aux = part.with_name(part.name + ".aux.xml")
+            try:
+                rasterio.shutil.copy(vrt, part, driver="COG", compress="DEFLATE", bigtiff="IF_SAFER",
+                                     overview_resampling=overview, predictor="YES", num_threads="2")
+                if aux.exists():  # class names: first the names, then the map, so that no map stands there without
+                    files.put(aux, target.with_name(target.name + ".aux.xml"))
+            finally:
+                aux.unlink(missing_ok=True)
+    except RasterioError as error:
+        raise SetupError(f"{target}: could not be written ({deepest(error)}); is the disk full?") from None
+    finally:
+        vrt.unlink(missing_ok=True)
+
+
+def check_map(path, look):
+    """Re-open what GDAL wrote: it does not report every full disk."""
+    with rasterio.open(path) as src:
+        if (src.height, src.width, src.dtypes[0]) != (look["height"], look["width"], look["dtype"]):
+            raise SetupError(f"{path}: was not written whole; is the disk full?")
+        src.checksum(1)  # every block decodes
+
+
+def vrt_of(raw, look):
+    """The text that lets GDAL read raw rows as a raster with CRS, nodata, colours and class names."""
+    from xml.sax.saxutils import escape
+
+    size = np.dtype(look["dtype"]).itemsize
+    order = "LSB" if np.little_endian else "MSB"
+    crs = f"<SRS>{escape(look['crs'].to_wkt(version='WKT2_2019'))}</SRS>" if look["crs"] else ""
+    place = "" if look["transform"].is_identity else f"<GeoTransform>{', '.join(map(repr, look['transform'].to_gdal()))}</GeoTransform>"
+    colours = "".join(f'<Entry c1="{r}" c2="{g}" c3="{b}" c4="255"/>' for r, g, b in look.get("colours", []))
+    names = "".join(f"<Category>{escape(name)}</Category>" for name in look.get("names", []))
+    tags = "".join(f'<MDI key="CLASS_{i}">{escape(name)}</MDI>' for i, name in enumerate(look.get("names", [])))
+    return (
+        f'<VRTDataset rasterXSize="{look["width"]}" rasterYSize="{look["height"]}">{crs}{place}'
+        f"{f'<Metadata>{tags}</Metadata>' if tags else ''}"
+        f'<VRTRasterBand dataType="{TYPES[look["dtype"]]}" band="1" subClass="VRTRawRasterBand">'
+        f"<Description>{escape(look['description'])}</Description><NoDataValue>{look['nodata']}</NoDataValue>"
+        + (f"<ColorInterp>Palette</ColorInterp><ColorTable>{colours}</ColorTable><CategoryNames>{names}</CategoryNames>" if colours else "")
+        + f'<SourceFilename relativeToVRT="1">{escape(Path(raw).name)}</SourceFilename><ByteOrder>{order}</ByteOrder>'
+        f"<ImageOffset>0</ImageOffset><PixelOffset>{size}</PixelOffset><LineOffset>{size * look['width']}</LineOffset>"
+        "</VRTRasterBand></VRTDataset>\n"
+    )
+
+
+def thumbnail(path, longest=1200, bands=None):
+    """A reduced view by nearest pixel: (B, h, w) masked array, and how many pixels of the file one of its pixels spans."""
+    with open_raster(path) as src:
+        step = max(1.0, max(src.height, src.width) / longest)
+        shape = max(1, round(src.height / step)), max(1, round(src.width / step))
+        bands = bands or src.indexes
+        return src.read(bands, out_shape=(len(bands), *shape), masked=True, resampling=Resampling.nearest), step
+
+
+def pixel_areas(transform, crs, height, width):
+    """Area of a pixel in each row, (height,) float64, in square metres; None without a CRS.
+
+    Planar where the CRS is projected and true to area within 1 % (UTM, Albers); geodesic elsewhere (degrees, Mercator).
+    """
+    if not crs:
+        return None
+    import pyproj
+
+    plane = None
+    if crs.is_projected:
+        plane = abs(transform.determinant) * crs.linear_units_factor[1] ** 2
+    rows = np.unique(np.linspace(0, height - 1, min(height, 257)).round().astype(int))
+    lonlat = pyproj.Transformer.from_crs(crs.to_wkt(), 4326, always_xy=True)
+    corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
+    geod = pyproj.Geod(ellps="WGS84")
+
+    def area(row):
+        place = [transform * (width // 2 + dx, row + dy) for dx, dy in corners.tolist()]
+        return abs(geod.polygon_area_perimeter(*lonlat.transform(*zip(*place)))[0])
+
+    if plane and (not np.isfinite(area(height // 2)) or abs(plane / area(height // 2) - 1) < 0.01):
+        return np.full(height, plane)
+    return np.interp(np.arange(height), rows, [area(int(row)) for row in rows])
+
+
+def pixel_metres(path):
+    """About how wide a pixel at the middle of a raster is on the ground, in metres; None without a CRS."""
+    with open_raster(path) as src:
+        areas = pixel_areas(src.transform, src.crs, src.height, src.width)
+        if areas is None:
+            return None
+        t = src.transform
+        return float(np.sqrt(areas[src.height // 2] * np.hypot(t.a, t.d) / np.hypot(t.b, t.e)))

@@ -1,0 +1,91 @@
+"""Arithmetic of windows, tiles and blending weights: no files, no torch."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+STEPS = 64  # blending weights are multiples of 1/64 per axis, so that float32 sums of products are exact
+
+
+class Window(NamedTuple):
+    """Top left corner and size, in pixels of the image; may overhang it on any side."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+    def clipped(self, height, width):
+        """The part of the window inside an image of height x width; None when there is none."""
+        top, left = max(self.row, 0), max(self.col, 0)
+        bottom, right = min(self.row + self.height, height), min(self.col + self.width, width)
+        return Window(top, left, bottom - top, right - left) if top < bottom and left < right else None
+
+
+def next_multiple(length, stride):
+    """The smallest multiple of `stride` that is at least `length`."""
+    return -(-length // stride) * stride
+
+
+def starts(length, size, overlap):
+    """First pixels of the tiles that cover an axis of `length` pixels: none twice, the last moved back inside.
+
+    An axis shorter than `size` has one tile, which the caller pads.
+    """
+    if not 0 <= overlap < size:
+        raise ValueError(f"overlap must lie between 0 and size - 1 = {size - 1}, got {overlap}")
+    last = max(length - size, 0)
+    return [*range(0, last, size - overlap), last]
+
+
+def blend_weights(length, size, overlap):
+    """Weights of every tile of an axis, normalised so that they sum to exactly 1 over each pixel.
+
+    A raised cosine falls over the overlap towards neighbours; the outer sides of the first and last tile stay
+    flat. All weights are multiples of 1/64: cumulative sums are rounded, so that the parts still add up to 1.
+
+    Returns:
+        (number of tiles, size) float32.
+    """
+    first = starts(length, size, overlap)
+    ramp = np.sin(np.pi / 2 * (np.arange(overlap) + 0.5) / max(overlap, 1)) ** 2
+    raw = np.ones((len(first), size))
+    raw[1:, :overlap] *= ramp
+    raw[:-1, size - overlap :] *= ramp[::-1]
+    covered = first[-1] + size
+    total, running, given = np.zeros(covered), np.zeros(covered), np.zeros(covered)
+    for start, weight in zip(first, raw):
+        total[start : start + size] += weight
+    weights = np.empty((len(first), size), np.float32)
+    for index, (start, weight) in enumerate(zip(first, raw)):
+        here = slice(start, start + size)
+        running[here] += weight / total[here]
+        upto = np.rint(running[here] * STEPS)
+        weights[index] = (upto - given[here]) / STEPS
+        given[here] = upto
+    return weights
+
+
+def snap(centre, size):
+    """First pixel of a window of `size` pixels centred as near as whole pixels allow to `centre` (in pixels).
+
+    Rounded to a millionth first: a grid that is 1e-9 pixel off gives the same windows as one that is not.
+    """
+    return int(np.floor(np.round(centre - size / 2, 6) + 0.5))
+
+
+def regular_windows(height, width, size):
+    """Square windows of `size` side by side from the top left corner; the last ones may overhang."""
+    return [Window(row, col, size, size) for row in range(0, height, size) for col in range(0, width, size)]
+
+
+def largest_remainder(count, ratios):
+    """Whole numbers that add up to `count` and come nearest to its shares `ratios` (Hamilton's method).
+
+    Ties go to the earlier share.
+    """
+    exact = np.round(np.asarray(ratios, float) / np.sum(ratios) * count, 9)
+    whole = np.floor(exact).astype(int)
+    order = np.argsort(-(exact - whole), kind="stable")
+    whole[order[: count - whole.sum()]] += 1
+    return whole.tolist()

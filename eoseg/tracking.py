@@ -1,0 +1,29 @@
+"""What a run says while it works: bars and lines."""
+
+import sys
+
+from tqdm import tqdm
+
+
+def bar(items, **settings):
+    """A progress bar on stderr; where that is no terminal, one line a minute."""
+    live = sys.stderr.isatty()
+    return tqdm(items, mininterval=0.2 if live else 60, miniters=None if live else 1, delay=0 if live else 60, leave=False, **settings)
+
+
+def epoch_line(row, epochs, best):
+    """One line an epoch: what the CSV holds of it, in short."""
+    return (f"epoch {row['epoch']:>3}/{epochs}  train_loss {row['train_loss']:.4f}  val_loss {row['val_loss']:.4f}  "
+            f"val_iou {row['val_iou']:.4f}  val_f1 {row['val_f1']:.4f}  accuracy {row['val_accuracy']:.4f}  "
+            f"lr {row['learning_rate']:.2e}  {row['epoch_time']:.1f} s" + ("  *" if best else ""))
+
+
+def score_table(scores):
+    """A class per line: IoU, F1, precision, recall, pixels; and the mean over the classes present."""
+    lines = [f"  {'class':<16}{'IoU':>8}{'F1':>8}{'precision':>11}{'recall':>8}{'pixels':>12}"]
+    for name, part in scores["per_class"].items():
+        lines.append(f"  {name:<16}{part['iou']:>8.3f}{part['f1']:>8.3f}{part['precision']:>11.3f}{part['recall']:>8.3f}{part['support']:>12,}")
+    lines.append(f"  {'mean':<16}{scores['mean_iou']:>8.3f}{scores['mean_f1']:>8.3f}   accuracy {scores['accuracy']:.3f}")
+    if scores["absent"]:
+        lines.append(f"  not in the truth, left out of the mean: {', '.join(scores['absent'])}")
+    return "\n".join(lines)

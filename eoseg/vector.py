@@ -1,0 +1,186 @@
+"""Grids and label polygons: the only room that opens vector files."""
+
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import geopandas
+import numpy as np
+import shapely
+
+from eoseg.errors import SetupError, listing
+from eoseg.tiles import Window, snap
+
+SUFFIXES = {".shp", ".gpkg", ".geojson", ".json", ".fgb", ".gml", ".kml", ".parquet", ".geoparquet", ".feather", ".zip", ".gdb", ".sqlite"}
+
+
+def is_vector(path):
+    """Does the name say vector? (`FILE|layername=NAME` included)"""
+    return Path(str(path).split("|layername=")[0]).suffix.lower() in SUFFIXES
+
+
+def read_layer(path, crs=None):
+    """Read a layer, in its own CRS: `FILE`, or `FILE|layername=NAME` as QGIS writes it.
+
+    Args:
+        crs: the CRS to believe in place of the file's.
+    Raises:
+        SetupError: missing, unreadable, several layers, or coordinates that cannot be degrees in a geographic CRS.
+    """
+    file, _, layer = str(path).partition("|layername=")
+    if not Path(file).exists():
+        raise SetupError(f"{file}: no such file; check the path.")
+    try:
+        frame = read_any(file, layer)
+    except SetupError:
+        raise
+    except Exception as error:  # pyogrio, pyarrow and fiona each have their own
+        raise SetupError(f"{path}: cannot be read as a vector file ({error}); check it with ogrinfo.") from None
+    if crs == "image":
+        frame = frame.set_crs(None, allow_override=True)  # `onto` takes it as the image's
+    elif crs:
+        try:
+            frame = frame.set_crs(crs, allow_override=True)
+        except Exception:
+            raise SetupError(f"--vector_crs {crs}: no such CRS; write e.g. EPSG:32630.") from None
+    check_degrees(frame, path)
+    return frame
+
+
+def read_any(file, layer):
+    suffix = Path(file).suffix.lower()
+    if suffix in (".parquet", ".geoparquet", ".feather"):
+        return geopandas.read_feather(file) if suffix == ".feather" else geopandas.read_parquet(file)
+    layers = geopandas.list_layers(file)
+    spatial = layers[layers["geometry_type"].notna()]["name"].tolist()
+    if not spatial:
+        raise SetupError(f"{file}: holds no layer with geometries; choose another file.")
+    if len(spatial) > 1 and not layer:
+        raise SetupError(f"{file}: holds the layers {listing(spatial)}; choose one as '{file}|layername={spatial[0]}'.")
+    return geopandas.read_file(file, layer=layer or spatial[0])
+
+
+def check_degrees(frame, path):
+    """GeoJSON without a CRS reads as degrees; metres in it would silently lie outside every image."""
+    if frame.crs is None or not frame.crs.is_geographic or frame.empty:
+        return
+    west, south, east, north = frame.total_bounds
+    if not (-400 <= west and east <= 400 and -90.5 <= south and north <= 90.5):
+        raise SetupError(f"{path}: reads as {frame.crs.to_string()} (degrees), but its coordinates run from {west:.0f} {south:.0f} to "
+                         f"{east:.0f} {north:.0f}; name the true CRS: --vector_crs EPSG:..., or --vector_crs image for the image's own.")
+
+
+def onto(frame, crs, path, say=print):
+    """The frame in the image's CRS; one without a CRS is taken to be in it already, which is said."""
+    if crs is None:
+        return frame
+    crs = crs.to_wkt()
+    if frame.crs is None:
+        say(f"note: {path}: has no CRS; taken as the image's")
+        return frame.set_crs(crs)
+    return frame if frame.crs == crs else frame.to_crs(crs)
+
+
+class Cell(NamedTuple):
+    """A grid cell as a window of the image.
+
+    shift: how far its centre was moved to whole pixels (rows, columns), in pixels. size: its own sides (rows,
+    columns), in pixels. rotation: in degrees, of a cell that does not lie along the image's axes.
+    """
+
+    id: str
+    window: Window
+    shift: tuple = (0.0, 0.0)
+    size: tuple = ()
+    rotation: float = 0.0
+    split: str = ""
+
+
+def cells(frame, ids, transform, patch_size, resample=False):
+    """Turn polygons in the image's CRS into windows.
+
+    Args:
+        ids: one name per polygon. transform: the image's geotransform.
+        resample: windows keep the cell's own size, in whole pixels, in place of `patch_size`.
+    Returns:
+        list of Cell; ids of polygons without a geometry, or beyond what the image's CRS can express.
+    Raises:
+        SetupError: a geometry that is no single polygon.
+    """
+    shapes = frame.geometry.to_numpy()
+    usable = ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
+    empty = [name for name, use in zip(ids, usable) if not use]
+    shapes, names = shapes[usable], [name for name, use in zip(ids, usable) if use]
+    wrong = [n for n, s in zip(names, shapes) if s.area == 0 or s.geom_type not in ("Polygon", "MultiPolygon") or shapely.get_num_geometries(s) > 1]
+    if wrong:
+        raise SetupError(f"--grid: cells {listing(wrong)} are no single polygons (points, lines or several parts); give one polygon per cell.")
+    t = ~transform
+    pixels = shapely.transform(shapes, lambda xy: xy @ np.array([[t.a, t.d], [t.b, t.e]]) + (t.c, t.f))
+    found = []
+    for name, shape in zip(names, pixels):
+        if np.isfinite(shape.bounds).all():
+            found.append(cell_of(name, shape, patch_size, resample))
+        else:
+            empty.append(name)
+    return found, empty
+
+
+def cell_of(name, shape, patch_size, resample):
+    """The window of one polygon given in pixel coordinates (column, row)."""
+    corners = shapely.get_coordinates(shapely.oriented_envelope(shape))[:4]
+    col, row = corners.mean(0)
+    sides = np.diff(corners[:3], axis=0)
+    along = 0 if abs(sides[0][0]) >= abs(sides[0][1]) else 1  # the side that runs along the image's rows
+    lengths = np.round(np.hypot(*sides.T), 6)
+    width, height = lengths[along], lengths[1 - along]
+    angle = np.degrees(np.arctan2(sides[along][1], sides[along][0]))
+    angle = (angle + 90) % 180 - 90
+    turned = abs(np.sin(np.radians(angle))) * max(width, height) / 2 > 0.5  # a corner leaves its pixel
+    rows, cols = (max(1, round(height)), max(1, round(width))) if resample else (patch_size, patch_size)
+    window = Window(snap(row, rows), snap(col, cols), rows, cols)
+    shift = (round(window.row + rows / 2 - row, 6), round(window.col + cols / 2 - col, 6))
+    return Cell(str(name), window, shift, (float(height), float(width)), round(float(angle), 3) if turned else 0.0)
+
+
+def wrong_sizes(found, patch_size, other_crs):
+    """Cells whose sides are not `patch_size` pixels: half a pixel may be lost to rounding, 2 % to another projection."""
+    slack = max(0.5, 0.02 * patch_size if other_crs else 0)
+    return [cell for cell in found if max(abs(side - patch_size) for side in cell.size) > slack]
+
+
+def cell_ids(frame, column):
+    """A name for every cell, unique and fit for a file name.
+
+    Args:
+        column: AUTO takes the first of id, fid, patch_id that is there and unique, else the row number.
+    Raises:
+        SetupError: the column is not there, repeats a value, or holds characters no file name should.
+    """
+    if column == "AUTO":
+        lower = {name.lower(): name for name in frame.columns}
+        for name in ("id", "fid", "patch_id"):
+            names = [plain(value) for value in frame[lower[name]]] if name in lower else [""]
+            if len(set(names)) == len(names) and not any(map(unfit, names)):
+                return names
+        return [str(row) for row in range(len(frame))]
+    if column not in frame.columns:
+        raise SetupError(f"--id_column {column}: the grid has no such column; it has {listing(frame.columns.drop(frame.geometry.name), 12)}.")
+    names = [plain(value) for value in frame[column]]
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
+    if twice:
+        raise SetupError(f"--id_column {column}: {listing(twice)} stand there more than once; choose a unique column, or leave it at AUTO.")
+    if any(map(unfit, names)):
+        raise SetupError(f"--id_column {column}: {listing(map(repr, filter(unfit, names)))} cannot be part of a file name; use letters, digits, - _ and .")
+    return names
+
+
+def unfit(name):
+    """Could this id not be part of a file name?"""
+    return not name or not all(c.isalnum() or c in "-_." for c in name)
+
+
+def plain(value):
+    """An id as text: 7, not 7.0."""
+    if isinstance(value, (float, np.floating)) and value == value and float(value).is_integer():
+        return str(int(value))
+    return "" if value is None or value != value else str(value).strip()
