@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
@@ -152,3 +153,9 @@ def remove(path):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def digest(paths):
+    """A short text that changes with the names and sizes of files, in any order."""
+    lines = sorted(f"{Path(path).name} {Path(path).stat().st_size}" for path in paths)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -421,3 +421,11 @@ def pixel_metres(path):
             return None
         t = src.transform
         return float(np.sqrt(areas[src.height // 2] * np.hypot(t.a, t.d) / np.hypot(t.b, t.e)))
+
+
+def pixel_size(path):
+    """Width and height of a raster's pixels and their unit, as a list; None when it is not georeferenced."""
+    with open_raster(path) as src:
+        t = src.transform
+        unit = (src.crs.linear_units if src.crs.is_projected else "degree") if src.crs else None
+        return None if t.is_identity else [float(np.hypot(t.a, t.d)), float(np.hypot(t.b, t.e)), unit]

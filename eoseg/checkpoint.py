@@ -1,0 +1,171 @@
+"""Checkpoints: whole or absent, plain values only, never code. The only room that writes or opens them.
+
+A checkpoint of this project is a dict: format, model_state_dict, config (every TrainingConfig field), performance_metrics,
+normalization (`Normalizer.to_dict`), statistics (of the training bands), class_names, label_map, input (which bands of a
+scene the network takes), and, in <model>_last.pth, the state of the run.
+"""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from eoseg import files
+from eoseg.errors import SetupError, listing
+
+FORMAT = 3
+OLD_NAMES = {"model": "model_name", "encoder": "encoder_name", "classes": "num_classes", "n_classes": "num_classes", "n_channels": "in_channels"}
+
+
+def save(path, **parts):
+    """Write `parts` (tensors, numbers, text, lists, dicts) so that `path` is never half a file.
+
+    Raises:
+        SetupError: a weight is not finite: such a network is never saved.
+    """
+    broken = [name for name, value in parts["model_state_dict"].items() if not finite(value)]
+    if broken:
+        raise SetupError(f"{path}: not written, because weights are not finite ({listing(broken, 3)}): the run has diverged; lower --learning_rate.")
+    with files.replacing(path, check=check_records) as part:
+        torch.save({"format": FORMAT, **parts}, part)
+
+
+def finite(value):
+    return not (torch.is_tensor(value) and value.is_floating_point()) or bool(torch.isfinite(value).all())
+
+
+def load(path, device="cpu"):
+    """Read what `save` wrote, or a checkpoint of the older system, as a dict with this project's keys.
+
+    Raises:
+        SetupError: as `open_file`; or it is no segmentation network, or of a newer format.
+    """
+    saved = open_file(path, device)
+    if isinstance(saved.get("format"), int) and saved["format"] > FORMAT:
+        raise SetupError(f"{path}: was written by a newer version (format {saved['format']}, this one reads {FORMAT}); update the program.")
+    return plain(saved) if "format" in saved else converted(saved, path)
+
+
+def load_state(path):
+    """The weights in any file of tensors: a bare state dict, or one within a checkpoint."""
+    saved = open_file(path)
+    for key in ("model_state_dict", "state_dict", "model"):
+        if isinstance(saved.get(key), dict):
+            return saved[key]
+    return {name: value for name, value in saved.items() if torch.is_tensor(value)}
+
+
+def open_file(path, device="cpu"):
+    """Open a file of torch's. One from a stranger cannot run code here: only plain values are taken.
+
+    Raises:
+        SetupError: missing, damaged, compressed, or holding anything but plain values and tensors.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise SetupError(f"{path}: no such checkpoint; train one with main_v2.py, or check the path.")
+    if not path.is_file():
+        raise SetupError(f"{path}: is not a file; name one checkpoint.")
+    check_records(path)
+    try:
+        with torch.serialization.safe_globals(numpy_scalars()):
+            saved = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch's own message advises unsafe loading: it is not shown
+        kind = "holds more than tensors and plain values" if "Unsupported" in str(error) or "WeightsUnpickler" in str(error) else "is damaged"
+        raise SetupError(f"{path}: {kind}, and is not loaded; get it again from where it was trained.") from None
+    if not isinstance(saved, dict):
+        raise SetupError(f"{path}: is no checkpoint (it holds a {type(saved).__name__}); name a .pth written by main_v2.py.")
+    return saved
+
+
+def check_records(path):
+    """Before anything is unpickled: a zip, of uncompressed records no larger than the file, each with its checksum.
+
+    torch checks none of this: a flipped byte would load in silence.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            if any(record.compress_type != zipfile.ZIP_STORED for record in records) or sum(r.file_size for r in records) > Path(path).stat().st_size:
+                raise SetupError(f"{path}: holds compressed records, which no checkpoint does; it is not opened.")
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError):
+        raise SetupError(f"{path}: is no checkpoint, or is damaged or truncated; copy it again.") from None
+    if bad:
+        raise SetupError(f"{path}: is damaged (record {bad} fails its checksum); copy it again.")
+
+
+def numpy_scalars():
+    """What older checkpoints hold beside plain values: numpy.float64 numbers, under numpy 2's and numpy 1's names."""
+    scalar = np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar
+    return [(scalar, "numpy._core.multiarray.scalar"), (scalar, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float64DType]
+
+
+def plain(value):
+    """The same with numpy's numbers as Python's."""
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def converted(saved, path):
+    """An older checkpoint (V2: config; V1: metadata; or bare weights) under this project's keys.
+
+    `normalization` is None: such networks were trained on patches divided by their own 99th percentile.
+    """
+    state = saved.get("model_state_dict", saved if all(map(torch.is_tensor, saved.values())) else None)
+    if not isinstance(state, dict) or not state:
+        raise SetupError(f"{path}: holds no weights (model_state_dict); name a checkpoint of a segmentation network.")
+    config = {**(saved.get("config") or saved.get("metadata") or {})}
+    for old, new in OLD_NAMES.items():
+        if old in config:
+            config.setdefault(new, config[old])
+    return {
+        "format": 0,
+        "model_state_dict": {name.removeprefix("module."): value for name, value in state.items()},
+        "config": plain(config),
+        "performance_metrics": plain(saved.get("performance_metrics", {})),
+        "normalization": None,
+        "class_names": config.get("class_names"),
+        "input": None,
+    }
+
+
+def load_weights(net, state, path):
+    """Put `state` into `net`, every key of it.
+
+    Raises:
+        SetupError: keys are missing, left over or of another shape, or a weight is not finite.
+    """
+    own = net.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    for names, what in ((missing, "lacks"), (extra, "holds, beyond this network,"), (sorted(shapes), "has other shapes of")):
+        if names:
+            raise SetupError(f"{path}: does not fit the network: {what} {listing(names, 3)}; check --model_name, --encoder_name, --in_channels and --num_classes.")
+    broken = [name for name, value in state.items() if not finite(value)]
+    if broken:
+        raise SetupError(f"{path}: holds weights that are not finite ({listing(broken, 3)}); the run that made it had diverged, train it again.")
+    net.load_state_dict(state, strict=True)
+
+
+def find(path):
+    """The checkpoint a path means: itself, `DIR/model_<kind>.pth` of older READMEs, or DIR alone (its final one).
+
+    Returns:
+        the path, and a line that says what was chosen (None when the path was exact).
+    """
+    path = Path(path)
+    if path.is_file():
+        return path, None
+    kind, folder = ("final", path) if path.is_dir() else (path.stem.removeprefix("model_"), path.parent)
+    if path.is_dir() or path.name.startswith("model_"):
+        found = sorted(folder.glob(f"*_{kind}.pth"))
+        if len(found) == 1:
+            return found[0], f"note: --model {path}: using {found[0]}"
+        if found:
+            raise SetupError(f"--model {path}: could be {listing([f.name for f in found])}; name one of them.")
+    return path, None

@@ -1,0 +1,241 @@
+"""Patches become batches: checked once at the start, then read, normalised and augmented as the loop asks."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from eoseg import patchset, raster
+from eoseg.augment import augment
+from eoseg.coding import IGNORE, Coding, parse_map
+from eoseg.errors import DataError, SetupError, listing
+from eoseg.models import tile_size
+from eoseg.normalize import BandStatistics, Normalizer
+
+
+class Bands(NamedTuple):
+    """Which bands the network takes: of a patch (from 0), and of the scene the patches were cut from (from 1)."""
+
+    of_patch: list
+    names: list
+    of_scene: list
+    scene_count: int
+
+    def to_dict(self):
+        return self._asdict()
+
+
+class Survey(NamedTuple):
+    """What the files of a run hold."""
+
+    count: int  # bands in a patch
+    dtype: str
+    sizes: dict  # (rows, columns) -> number of patches
+    class_pixels: dict  # image path -> (C,) int64
+
+
+def survey(pairs, config, progress):
+    """Open every pair once, in parallel; report every problem at once.
+
+    Args:
+        pairs: list of (image, label). progress: wraps an iterable to show progress.
+    Raises:
+        SetupError: files that cannot be used; the first few are named, the rest counted.
+    """
+    coding = coding_of(config)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        seen = list(progress(pool.map(lambda pair: look(pair, coding, config), pairs), total=len(pairs), desc="checking", unit="patch"))
+    problems = [found for found in seen if isinstance(found, str)]
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise SetupError(" | ".join(problems[:3]) + more)
+    shapes = {}
+    for (image, _), (bands, dtype, size, _) in zip(pairs, seen):
+        shapes.setdefault((bands, dtype), []).append(image)
+    if len(shapes) > 1:
+        kinds = [f"{bands} x {dtype} ({len(images)}, e.g. {images[0].name})" for (bands, dtype), images in shapes.items()]
+        raise SetupError(f"--dataset_root {config.dataset_root}: patches of different bands or types: {listing(kinds)}; extract them alike.")
+    sizes = {}
+    for _, _, size, _ in seen:
+        sizes[size] = sizes.get(size, 0) + 1
+    check_sizes(sizes, config)
+    (count, dtype), = shapes
+    return Survey(count, dtype, sizes, {image: counts for (image, _), (_, _, _, counts) in zip(pairs, seen)})
+
+
+def look(pair, coding, config):
+    """Bands, type, size and class counts of one pair; a text when it cannot be used."""
+    image, label = pair
+    try:
+        pixels, _, valid = raster.read_patch(image)
+        codes, tag = raster.read_label(label)
+        if codes.shape != valid.shape:
+            return f"{label}: is {codes.shape[0]} x {codes.shape[1]} pixels, its image {valid.shape[0]} x {valid.shape[1]}; extract them again."
+        target = np.where(valid, coding.decode(codes, tag, label), IGNORE)
+        counts = np.bincount(target.ravel(), minlength=256)[: config.class_count]
+        return len(pixels), str(pixels.dtype), valid.shape, counts
+    except DataError as error:
+        return str(error)
+
+
+def coding_of(config):
+    """How label codes of this run become classes."""
+    return Coding(parse_map(config.label_map), config.label_nodata, config.class_count)
+
+
+def check_sizes(sizes, config):
+    """One size, or a --patch_size to bring them to."""
+    if config.patch_size is None and len(sizes) > 1:
+        kinds = [f"{rows} x {cols} ({count})" for (rows, cols), count in sorted(sizes.items())]
+        raise SetupError(f"--patch_size: the patches differ in size: {listing(kinds)}; give --patch_size N to cut or pad them to N pixels.")
+
+
+def choose_bands(survey, config, metadata, first):
+    """The bands the network takes, traced back to the scene the patches were cut from.
+
+    Args:
+        metadata: of the patches, {} when there is none. first: path of a patch.
+    Raises:
+        SetupError: --bands or --in_channels do not fit the patches.
+    """
+    about = metadata.get("bands") or {}
+    names = about.get("names")
+    if not names or len(names) != survey.count:
+        with raster.open_raster(first) as src:
+            names = raster.band_names(src)
+        about = {}
+    numbers = raster.choose_bands(names, config.bands, first) if config.bands else list(range(1, survey.count + 1))
+    if config.in_channels not in (None, len(numbers)):
+        raise SetupError(f"--in_channels {config.in_channels}: the patches give {len(numbers)} bands; leave it out, or choose with --bands.")
+    source = about.get("source_bands", list(range(1, survey.count + 1)))
+    return Bands([n - 1 for n in numbers], [names[n - 1] for n in numbers], [source[n - 1] for n in numbers], about.get("source_count", survey.count))
+
+
+def fit_normalizer(pairs, bands, kind, progress):
+    """Statistics of the bands over the valid pixels of `pairs`, the training patches, and the normaliser made from them."""
+    statistics = BandStatistics(len(bands.of_patch))
+    for image, _ in progress(pairs, desc="statistics", unit="patch"):
+        pixels, missing, valid = (part[bands.of_patch] if part.ndim == 3 else part for part in raster.read_patch(image))
+        statistics.add(pixels, ~missing & valid)
+    result = statistics.result()
+    empty = [name for name, band in zip(bands.names, result) if not band["valid_pixels"]]
+    if empty:
+        raise SetupError(f"--bands: {listing(empty)} hold no data in any training patch; leave them out with --bands.")
+    return Normalizer.fitted(kind, result), result
+
+
+class Patches(Dataset):
+    """Patches as (image (B, H, W) float32, target (H, W) int64, index).
+
+    Asked for (epoch, index): the same pair always gives the same sample, whichever worker makes it.
+
+    Args:
+        size: None, or the side to which patches are cut (at random in training) or padded.
+        seed: of the augmentation; None for none.
+    """
+
+    def __init__(self, pairs, bands, normalizer, config, seed=None):
+        self.pairs, self.bands, self.normalizer, self.seed = pairs, bands, normalizer, seed
+        self.coding, self.size, self.network = coding_of(config), config.patch_size, config.model_name
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, key):
+        epoch, index = key
+        image, label = self.pairs[index]
+        pixels, missing, valid = raster.read_patch(image)
+        codes, tag = raster.read_label(label)
+        target = np.where(valid, self.coding.decode(codes, tag, label), IGNORE).astype(np.int64)
+        pixels = self.normalizer(pixels[self.bands.of_patch], (missing | ~valid)[self.bands.of_patch])
+        key = None if self.seed is None else [self.seed, epoch, index]
+        if self.size:
+            pixels, target = cut_to(pixels, target, self.size, key)
+        if key:
+            pixels, target = augment(pixels, target, key)
+        side = tile_size(self.network, max(target.shape))
+        pixels, target = pad_to(pixels, target, side)
+        return torch.from_numpy(np.ascontiguousarray(pixels)), torch.from_numpy(np.ascontiguousarray(target)), index
+
+
+def cut_to(pixels, target, size, key):
+    """Cut a larger patch to `size` pixels: anywhere with a `key`, else its middle."""
+    spare = [max(length - size, 0) for length in target.shape]
+    row, col = np.random.default_rng([*key, 1]).integers(0, np.array(spare) + 1) if key else (spare[0] // 2, spare[1] // 2)
+    where = slice(row, row + size), slice(col, col + size)
+    return pad_to(pixels[:, where[0], where[1]], target[where], size)
+
+
+def pad_to(pixels, target, side):
+    """Pad a patch to `side` pixels each way: the image mirrored, the target unlabelled."""
+    rows, cols = side - target.shape[0], side - target.shape[1]
+    if not rows and not cols:
+        return pixels, target
+    return (np.pad(pixels, ((0, 0), (0, rows), (0, cols)), mode="symmetric"),
+            np.pad(target, ((0, rows), (0, cols)), constant_values=IGNORE))
+
+
+class Order:
+    """Batches of (epoch, index): shuffled by (seed, epoch) in training, in order otherwise.
+
+    A last batch of one gets a second patch in training, because batch normalisation needs two values.
+    """
+
+    def __init__(self, count, batch_size, seed=None):
+        self.count, self.batch_size, self.seed, self.epoch = count, batch_size, seed, 0
+
+    def __len__(self):
+        return -(-self.count // self.batch_size)
+
+    def __iter__(self):
+        order = np.arange(self.count)
+        if self.seed is not None:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+        for start in range(0, self.count, self.batch_size):
+            batch = order[start : start + self.batch_size].tolist()
+            if len(batch) == 1 and self.seed is not None and self.batch_size > 1:
+                batch.append(int(order[0]))
+            yield [(self.epoch, index) for index in batch]
+
+
+def make_loader(patches, batch_size, seed, workers, device):
+    """A loader whose batches follow `Order`; set `loader.batch_sampler.epoch` before each epoch."""
+    order = Order(len(patches), batch_size, seed)
+    return DataLoader(patches, batch_sampler=order, num_workers=workers, pin_memory=device.type == "cuda",
+                      persistent_workers=workers > 0, worker_init_fn=quiet_worker)
+
+
+def quiet_worker(number):
+    """One thread a worker, and Ctrl-C is the main process's to hear."""
+    import signal
+
+    import cv2
+
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def worker_count(config, patches):
+    """--workers, or: none for a handful of patches or a single core, else one less than the cores, at most 8."""
+    if config.workers is not None:
+        return config.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if len(patches) < 64 or cores == 1 else min(8, cores - 1)
+
+
+def read_splits(config):
+    """Pairs of train, validation and test under the dataset root, and its metadata.
+
+    Raises:
+        SetupError: train or validation is empty.
+    """
+    root = patchset.find_root(config.dataset_root, config.patch_subdir)
+    splits = {split: patchset.find_pairs(root, split) for split in ("train", "validation", "test")}
+    for split in ("train", "validation"):
+        if not splits[split]:
+            raise SetupError(f"{root / split}: holds no patches; training needs some (--val_strategy kfold divides the training patches itself).")
+    return splits, patchset.load_metadata(root, required=False)
