@@ -19,6 +19,7 @@ from eoseg.coding import names_of, parse_map
 from eoseg.config import LOSSES, NETWORKS, TrainingConfig
 from eoseg.device import amp_settings, autocast, choose_device
 from eoseg.errors import SetupError, listing
+from eoseg.georef import pixel_size
 from eoseg.metrics import Confusion
 from eoseg.schedule import Schedule
 from eoseg.tracking import bar, epoch_line, score_table
@@ -189,7 +190,7 @@ def prepare(config, splits, metadata):
     normalizer, statistics = data.fit_normalizer(splits["train"], bands, kind, bar)
     about = {"normalization": normalizer.to_dict(), "statistics": statistics, "class_names": names, "input": bands.to_dict(),
              "label_map": parse_map(config.label_map) or metadata.get("label_map"), "patch_size": max(max(size) for size in survey.sizes),
-             "pixel_size": raster.pixel_size(every[0][0]), "training_patches": files.digest([image for image, _ in splits["train"]])}
+             "pixel_size": pixel_size(raster.header(every[0][0])), "training_patches": files.digest([image for image, _ in splits["train"]])}
     torch.manual_seed(config.seed)
     net = models.build_model(config.model_name, len(bands.names), config.num_classes, config.encoder_name, config.dropout_rate)
     started = not config.resume and (models.load_encoder(net, config, len(bands.names)), config.init_weights and models.load_init_weights(net, config.init_weights))

@@ -10,6 +10,7 @@ from matplotlib.patches import Patch
 from eoseg import files, patchset, raster
 from eoseg.coding import IGNORE
 from eoseg.errors import SetupError
+from eoseg.georef import ground_width
 
 # Paul Tol's "muted" scheme, safe for colour-blind eyes; classes beyond it repeat, darker
 PALETTE = [(51, 34, 136), (17, 119, 51), (221, 204, 119), (204, 102, 119), (136, 204, 238), (170, 68, 153), (68, 170, 153), (153, 153, 51), (136, 34, 85)]
@@ -173,7 +174,7 @@ def draw_quicklook(scene_path, bands, names, map_path, class_names, path):
     right.imshow(painted(np.where(np.ma.getmaskarray(classes[0]), IGNORE, classes[0].data), palette))
     right.set_title("map")
     legend(right, class_names, palette, loc="upper left", bbox_to_anchor=(1, 1), fontsize=12)
-    metres = raster.pixel_metres(map_path)
+    metres = ground_width(raster.header(map_path))
     if metres:
         add_scale(left, metres * step, pixels.shape[1:])
     for axes in (left, right):

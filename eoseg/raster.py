@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("GDAL_CACHEMAX", "64")  # MB; GDAL's 5 % of memory grows with the machine, not with the job
 os.environ.setdefault("GDAL_VRT_ENABLE_PYTHON", "NO")
@@ -22,6 +23,7 @@ from rasterio.vrt import WarpedVRT
 
 from eoseg import files
 from eoseg.errors import DataError, ReadError, SetupError, listing
+from eoseg.vrt import vrt_of
 
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # said in our own words where it matters
 BIGGEST_BLOCK = 2**30  # bytes; one block must fit in memory, and no sane writer makes larger ones
@@ -317,9 +319,6 @@ def read_with_gdal(path):
 
 # ---------------------------------------------------------------- maps
 
-TYPES = {"uint8": "Byte", "uint16": "UInt16", "float32": "Float32"}
-
-
 def raw_to_cog(raw, target, look, overview="MODE"):
     """Copy rows of raw pixels into a Cloud-Optimized GeoTIFF at `target`; it appears whole or not at all.
 
@@ -355,29 +354,6 @@ def check_map(path, look):
         src.checksum(1)  # every block decodes
 
 
-def vrt_of(raw, look):
-    """The text that lets GDAL read raw rows as a raster with CRS, nodata, colours and class names."""
-    from xml.sax.saxutils import escape
-
-    size = np.dtype(look["dtype"]).itemsize
-    order = "LSB" if np.little_endian else "MSB"
-    crs = f"<SRS>{escape(look['crs'].to_wkt(version='WKT2_2019'))}</SRS>" if look["crs"] else ""
-    place = "" if look["transform"].is_identity else f"<GeoTransform>{', '.join(map(repr, look['transform'].to_gdal()))}</GeoTransform>"
-    colours = "".join(f'<Entry c1="{r}" c2="{g}" c3="{b}" c4="255"/>' for r, g, b in look.get("colours", []))
-    names = "".join(f"<Category>{escape(name)}</Category>" for name in look.get("names", []))
-    tags = "".join(f'<MDI key="CLASS_{i}">{escape(name)}</MDI>' for i, name in enumerate(look.get("names", [])))
-    return (
-        f'<VRTDataset rasterXSize="{look["width"]}" rasterYSize="{look["height"]}">{crs}{place}'
-        f"{f'<Metadata>{tags}</Metadata>' if tags else ''}"
-        f'<VRTRasterBand dataType="{TYPES[look["dtype"]]}" band="1" subClass="VRTRawRasterBand">'
-        f"<Description>{escape(look['description'])}</Description><NoDataValue>{look['nodata']}</NoDataValue>"
-        + (f"<ColorInterp>Palette</ColorInterp><ColorTable>{colours}</ColorTable><CategoryNames>{names}</CategoryNames>" if colours else "")
-        + f'<SourceFilename relativeToVRT="1">{escape(Path(raw).name)}</SourceFilename><ByteOrder>{order}</ByteOrder>'
-        f"<ImageOffset>0</ImageOffset><PixelOffset>{size}</PixelOffset><LineOffset>{size * look['width']}</LineOffset>"
-        "</VRTRasterBand></VRTDataset>\n"
-    )
-
-
 def thumbnail(path, longest=1200, bands=None):
     """A reduced view by nearest pixel: (B, h, w) masked array, and how many pixels of the file one of its pixels spans."""
     with open_raster(path) as src:
@@ -387,45 +363,16 @@ def thumbnail(path, longest=1200, bands=None):
         return src.read(bands, out_shape=(len(bands), *shape), masked=True, resampling=Resampling.nearest), step
 
 
-def pixel_areas(transform, crs, height, width):
-    """Area of a pixel in each row, (height,) float64, in square metres; None without a CRS.
+class Header(NamedTuple):
+    """Size and place of a raster."""
 
-    Planar where the CRS is projected and true to area within 1 % (UTM, Albers); geodesic elsewhere (degrees, Mercator).
-    """
-    if not crs:
-        return None
-    import pyproj
-
-    plane = None
-    if crs.is_projected:
-        plane = abs(transform.determinant) * crs.linear_units_factor[1] ** 2
-    rows = np.unique(np.linspace(0, height - 1, min(height, 257)).round().astype(int))
-    lonlat = pyproj.Transformer.from_crs(crs.to_wkt(), 4326, always_xy=True)
-    corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
-    geod = pyproj.Geod(ellps="WGS84")
-
-    def area(row):
-        place = [transform * (width // 2 + dx, row + dy) for dx, dy in corners.tolist()]
-        return abs(geod.polygon_area_perimeter(*lonlat.transform(*zip(*place)))[0])
-
-    if plane and (not np.isfinite(area(height // 2)) or abs(plane / area(height // 2) - 1) < 0.01):
-        return np.full(height, plane)
-    return np.interp(np.arange(height), rows, [area(int(row)) for row in rows])
+    height: int
+    width: int
+    crs: object
+    transform: Affine
 
 
-def pixel_metres(path):
-    """About how wide a pixel at the middle of a raster is on the ground, in metres; None without a CRS."""
+def header(path):
+    """Open a raster just to see where it lies."""
     with open_raster(path) as src:
-        areas = pixel_areas(src.transform, src.crs, src.height, src.width)
-        if areas is None:
-            return None
-        t = src.transform
-        return float(np.sqrt(areas[src.height // 2] * np.hypot(t.a, t.d) / np.hypot(t.b, t.e)))
-
-
-def pixel_size(path):
-    """Width and height of a raster's pixels and their unit, as a list; None when it is not georeferenced."""
-    with open_raster(path) as src:
-        t = src.transform
-        unit = (src.crs.linear_units if src.crs.is_projected else "degree") if src.crs else None
-        return None if t.is_identity else [float(np.hypot(t.a, t.d)), float(np.hypot(t.b, t.e)), unit]
+        return Header(src.height, src.width, src.crs, src.transform)

@@ -1,0 +1,26 @@
+# Needs Python 3.11 or later with venv, make and git. Each target sets up what it needs and is quick when that exists.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test test-all clean
+.DEFAULT_GOAL := demo
+
+# torchvision 0.29 brings a torch that fits it; the floors in requirements.txt are lower
+$(VENV)/ready: requirements.txt Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet -r requirements.txt "torchvision>=0.29" pytest
+	touch $@
+
+demo: $(VENV)/ready
+	sh sample/demo.sh $(RUN)
+
+test: $(VENV)/ready
+	$(RUN) -m pytest -q -m "not slow"
+
+test-all: $(VENV)/ready
+	$(RUN) -m pytest -q
+
+clean:
+	rm -rf demo

@@ -1,0 +1,66 @@
+#!/usr/bin/env python
+"""Map a scene of any size with a trained network.
+
+    python Predict_large_image_v2.py --model trained_models/unet_final.pth --input scene.tif --output map.tif
+
+Bands, normalisation and classes come from the checkpoint. The map is a Cloud-Optimized GeoTIFF of class numbers with
+colours and class names; --save_confidence adds a map of how sure the network is.
+"""
+
+from pathlib import Path
+
+from eoseg import config, errors
+
+
+def main(argv=None):
+    args = parse(argv)
+    options = config.take(config.PredictionConfig, args)
+    output = output_path(args.output, args.input)
+    from eoseg import network, predict  # torch takes seconds to import: --help and typos need not wait
+    from eoseg.tracking import bar
+
+    trained = network.load(args.model, options)
+    summary = predict.predict(trained, args.input, output, options, bar=bar)
+    print_summary(summary)
+    for ending, wanted in (("_confidence.tif", options.save_confidence), ("_patches", options.save_patches), ("_quicklook.png", options.quicklook)):
+        if wanted:
+            print(f"wrote     {predict.beside(output, ending)}")
+    print(f"wrote     {output}")
+
+
+def parse(argv):
+    parser = config.Parser(description=__doc__)
+    parser.add_argument("--model", required=True, help="checkpoint, or a folder that holds one *_final.pth")
+    parser.add_argument("--input", required=True, help="scene, any raster GDAL reads")
+    parser.add_argument("--output", required=True, help="the map, a .tif; or a folder, for FOLDER/<input name>.tif")
+    config.add_options(parser, config.PredictionConfig)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser.parse_args(argv)
+
+
+def output_path(output, scene):
+    """The map's path; a folder gets a file of the scene's name."""
+    path = Path(output)
+    if path.is_dir() or output.endswith("/"):
+        path = path / f"{Path(scene).stem}.tif"
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        raise errors.SetupError(f"--output {output}: maps are GeoTIFFs; name a .tif file, or a folder that exists.")
+    return path
+
+
+def print_summary(summary):
+    """Pixels and area of each class, and how sure the network was."""
+    total, valid = summary["total_pixels"], summary["valid_pixels"]
+    if not valid:
+        print("warning: the scene holds no valid pixel; the map is all nodata")
+    print(f"  {'class':<16}{'pixels':>14}{'share':>9}{'hectares':>16}")
+    for name, part in summary["classes"].items():
+        area = f"{part['hectares']:>16,.2f}" if part["hectares"] is not None else f"{'no CRS':>16}"
+        print(f"  {name:<16}{part['pixels']:>14,}{part['share']:>9.1%}{area}")
+    print(f"  {'nodata':<16}{total - valid:>14,}")
+    sure = summary["confidence"]
+    print(f"confidence  mean {sure['mean']:.3f}, median {sure['p50']:.3f}; one pixel in twenty below {sure['p5']:.3f}")
+
+
+if __name__ == "__main__":
+    errors.run(main)

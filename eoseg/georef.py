@@ -1,0 +1,45 @@
+"""Pixels in real units: metres, hectares."""
+
+import numpy as np
+import pyproj
+
+
+def pixel_areas(transform, crs, height, width):
+    """Area of a pixel in each row, (height,) float64, in square metres; None without a CRS.
+
+    Planar where the CRS is projected and true to area within 1 % (UTM, Albers); geodesic elsewhere (degrees, Mercator).
+    """
+    if not crs:
+        return None
+    plane = None
+    if crs.is_projected:
+        plane = abs(transform.determinant) * crs.linear_units_factor[1] ** 2
+    rows = np.unique(np.linspace(0, height - 1, min(height, 257)).round().astype(int))
+    lonlat = pyproj.Transformer.from_crs(crs.to_wkt(), 4326, always_xy=True)
+    corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
+    geod = pyproj.Geod(ellps="WGS84")
+
+    def area(row):
+        place = [transform * (width // 2 + dx, row + dy) for dx, dy in corners.tolist()]
+        return abs(geod.polygon_area_perimeter(*lonlat.transform(*zip(*place)))[0])
+
+    if plane and (not np.isfinite(area(height // 2)) or abs(plane / area(height // 2) - 1) < 0.01):
+        return np.full(height, plane)
+    return np.interp(np.arange(height), rows, [area(int(row)) for row in rows])
+
+
+def ground_width(place):
+    """About how wide a pixel at the middle of a `raster.Header` is on the ground, in metres; None without a CRS."""
+    areas = pixel_areas(place.transform, place.crs, place.height, place.width)
+    if areas is None:
+        return None
+    t = place.transform
+    return float(np.sqrt(areas[place.height // 2] * np.hypot(t.a, t.d) / np.hypot(t.b, t.e)))
+
+
+def pixel_size(place):
+    """Width and height of the pixels of a `raster.Header` and their unit, as a list; None when it is not georeferenced."""
+    t, crs = place.transform, place.crs
+    if t.is_identity or not crs:
+        return None
+    return [float(np.hypot(t.a, t.d)), float(np.hypot(t.b, t.e)), crs.linear_units if crs.is_projected else "degree"]

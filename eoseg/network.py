@@ -1,0 +1,139 @@
+"""A trained network as its checkpoint describes it: weights, bands, normalisation, classes. Ready to predict."""
+
+from typing import NamedTuple
+
+import torch
+
+from eoseg import checkpoint, models, raster
+from eoseg.device import amp_settings, autocast, choose_device
+from eoseg.errors import DataError, SetupError, listing
+from eoseg.models import tile_size
+from eoseg.normalize import Normalizer
+
+ROUND = 2**12  # probabilities are multiples of 2^-12: with weights of 2^-6 per axis, float32 sums are exact
+
+
+class Network(NamedTuple):
+    """What a prediction needs of a checkpoint."""
+
+    path: str
+    net: torch.nn.Module
+    name: str
+    device: torch.device
+    amp_dtype: object
+    normalizer: Normalizer
+    class_names: list
+    in_channels: int
+    binary: bool
+    input: dict  # data.Bands as a dict; None for older checkpoints
+    pixel_size: list  # of the training patches; None when unknown
+
+    @torch.inference_mode()
+    def probabilities(self, tiles):
+        """Probabilities of a batch of normalised tiles.
+
+        Args:
+            tiles: (N, B, H, W) float32 on the CPU; H and W as `models.tile_size` wants them.
+        Returns:
+            (N, C, H, W) float32 on the device, multiples of 2^-12; in binary mode C is 1: the probability of class 1.
+        """
+        with autocast(self.device, self.amp_dtype):
+            logits = self.net(tiles.to(self.device, memory_format=torch.channels_last, non_blocking=True))
+        logits = logits.float()
+        found = logits.sigmoid() if self.binary else logits.softmax(1)
+        return found.mul_(ROUND).round_().div_(ROUND)
+
+
+def load(path, options, say=print):
+    """Load the network a checkpoint holds; flags fill in what older checkpoints do not say.
+
+    Raises:
+        SetupError: no checkpoint, flags that contradict it, or something missing that only a flag can tell.
+    """
+    path, note = checkpoint.find(path)
+    if note:
+        say(note)
+    device = choose_device(options.device)
+    amp_dtype, precision = amp_settings(options.use_amp, device)
+    saved = checkpoint.load(path)
+    about = settled(saved["config"], options, path, say)
+    net = models.build_model(about["model_name"], about["in_channels"], about["num_classes"], about["encoder_name"])
+    checkpoint.load_weights(net, saved["model_state_dict"], path)
+    net = net.to(device, memory_format=torch.channels_last).eval()
+    binary = about["num_classes"] == 1
+    names = saved["class_names"] or [f"class_{i}" for i in range(2 if binary else about["num_classes"])]
+    normalizer = normalizer_of(saved, about["in_channels"], options, path, say)
+    encoder = f" with {about['encoder_name']}" if about["model_name"] in models.SMP else ""
+    say(f"network   {about['model_name']}{encoder} from {path}, on {device}, {precision}")
+    return Network(str(path), net, about["model_name"], device, amp_dtype, normalizer, names, about["in_channels"], binary, saved["input"], saved.get("pixel_size"))
+
+
+def settled(config, options, path, say):
+    """Name, encoder, bands and outputs of the network, from the checkpoint and the flags together.
+
+    Raises:
+        SetupError: they contradict each other, or neither says.
+    """
+    config = dict(config)
+    if config.get("mode") == "binary":
+        config["num_classes"] = 1
+    about = {}
+    for key in ("model_name", "encoder_name", "in_channels", "num_classes"):
+        flag, kept = getattr(options, key), config.get(key)
+        if flag is not None and kept is not None and flag != kept and not (key == "num_classes" and {flag, kept} == {1, 2} and config.get("mode") == "binary"):
+            raise SetupError(f"--{key} {flag}: {path} says {kept}; leave the flag out, or name another checkpoint.")
+        about[key] = kept if kept is not None else flag
+    if about["encoder_name"] is None:
+        about["encoder_name"] = "resnet34"
+        if about["model_name"] in models.SMP:
+            say("note: the checkpoint names no encoder; resnet34 is taken (--encoder_name)")
+    lacking = [f"--{key}" for key, value in about.items() if value is None]
+    if lacking:
+        raise SetupError(f"{', '.join(lacking)}: {path} does not say; give it as it was in training.")
+    return about
+
+
+def normalizer_of(saved, bands, options, path, say):
+    """The checkpoint's own normaliser; for one without statistics, the older system's division by a percentile."""
+    asked = options.normalization_percentile is not None or options.normalize_per_channel
+    if saved["normalization"]:
+        if asked:
+            raise SetupError(f"--normalization_percentile, --normalize_per_channel: {path} holds the statistics of its training, which are used; leave the flags out.")
+        return Normalizer.from_dict(saved["normalization"])
+    percent = options.normalization_percentile or 99.0
+    say(f"note: {path} holds no statistics: each tile is divided by its own {percent:g}th percentile, as the older system did")
+    return Normalizer.of_each_patch(bands, percent, options.normalize_per_channel)
+
+
+def scene_bands(network, path, say=print):
+    """Which bands of the scene at `path` the network takes, as numbers from 1.
+
+    By name where the scene names all of them, else by place.
+
+    Raises:
+        DataError: the scene's bands do not fit; both are named.
+    """
+    with raster.open_raster(path) as src:
+        names, count = raster.band_names(src), src.count
+    if not network.input:
+        if count != network.in_channels:
+            raise DataError(f"{path}: has {count} bands; the network takes {network.in_channels}. Give it a scene of these bands, in training order.")
+        return list(range(1, count + 1))
+    wanted, places = network.input["names"], network.input["of_scene"]
+    if all(names.count(name) == 1 for name in wanted) and not any(name.startswith("band_") for name in wanted):
+        found = [names.index(name) + 1 for name in wanted]
+        if found != places and count == network.input["scene_count"]:
+            say(f"note: {path}: bands {listing(wanted, 13)} taken by name, from {listing(found, 13)}")
+        return found
+    if count == network.input["scene_count"]:
+        return places
+    if count == len(wanted):
+        say(f"note: {path}: its {count} bands are taken as {listing(wanted, 13)}, in this order")
+        return list(range(1, count + 1))
+    raise DataError(f"{path}: has {count} bands ({listing(names, 13)}); the network was trained on {listing(wanted, 13)} of scenes with "
+                    f"{network.input['scene_count']} bands; give a scene with the same bands.")
+
+
+def network_size(network, size):
+    """The side a tile of `size` pixels is padded to."""
+    return tile_size(network.name, size)

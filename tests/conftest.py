@@ -1,0 +1,60 @@
+"""What the tests share: scenes that spell their own coordinates, and small patch folders."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture
+def shared():
+    """The folder of real cases; tests that use it skip where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared/data")
+    return SHARED
+
+
+def write_raster(path, pixels, nodata=None, crs="EPSG:32630", transform=None, names=None, **options):
+    """Write (B, H, W) or (H, W) as a GeoTIFF; 10 m pixels from (500000, 4800000) unless told."""
+    import rasterio
+
+    pixels = np.atleast_3d(pixels.T).T if pixels.ndim == 2 else pixels
+    transform = rasterio.transform.from_origin(500000, 4800000, 10, 10) if transform is None else transform
+    count, height, width = pixels.shape
+    with rasterio.open(path, "w", driver="GTiff", width=width, height=height, count=count, dtype=pixels.dtype, nodata=nodata,
+                       crs=crs, transform=transform, **options) as dst:
+        dst.write(pixels)
+        for number, name in enumerate(names or [], 1):
+            dst.set_band_description(number, name)
+    return path
+
+
+def coded(height, width, bands=3, dtype="uint16"):
+    """Pixels that tell where they lie: band * 10000 + row * 100 + column, for up to 100 rows and columns; bands from 1."""
+    row, col = np.indices((height, width))
+    return np.stack([band * 10000 + row * 100 + col for band in range(1, bands + 1)]).astype(dtype)
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Run a script's main as the shell would: script("main_v2", "--model", ...) -> (exit status, stdout, stderr)."""
+    import importlib
+
+    from eoseg import errors
+
+    def call(name, *words):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
+        module = importlib.import_module(name)
+        status = 0
+        try:
+            errors.run(module.main)
+        except SystemExit as stop:
+            status = stop.code or 0
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return call
