@@ -10,7 +10,9 @@ Each grid cell becomes one image and one label of exactly --patch_size pixels un
 OUTPUT/train|validation|test/images|labels; patches.csv and patch_metadata.json say what they hold.
 """
 
+import csv
 import sys
+from pathlib import Path
 
 from eoseg import config, errors
 from eoseg.splits import SPLITS
@@ -74,6 +76,8 @@ def run(pairs, args, lonely=()):
     print("patches  " + ", ".join(f"{split} {count}" for split, count in metadata["patches"].items()) + f"  -> {args.output}")
     if not metadata["patches"]["validation"]:
         print("note: validation is empty, and training needs it; give a larger --val_ratio or more cells")
+    if options.verbose:
+        print_cells(args.output)
     for reason, left_out in metadata["skipped"].items():
         print(f"left out {left_out['count']}: {reason}" + (f" ({', '.join(left_out['cells'])})" if options.verbose else ""))
     print_classes(metadata)
@@ -82,6 +86,13 @@ def run(pairs, args, lonely=()):
         print(f"failed   {problem}", file=sys.stderr)
     if problems:
         raise errors.PartialFailure(f"{args.output}: {len(problems)} inputs could not be used ({errors.listing([p.split(':')[0] for p in problems])}); the others are written.")
+
+
+def print_cells(folder):
+    """One line per patch that was written."""
+    with open(Path(folder) / "patches.csv", newline="", encoding="utf-8") as f:
+        for row in csv.DictReader(f):
+            print(f"cell {row['id']:<12}{row['split']:<12}{row['patch']}  row {row['row']}  column {row['col']}")
 
 
 def print_classes(metadata):

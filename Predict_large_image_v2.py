@@ -21,6 +21,8 @@ def main(argv=None):
 
     trained = network.load(args.model, options)
     summary = predict.predict(trained, args.input, output, options, bar=bar)
+    if summary is None:
+        return print(f"finished  {output} is complete already; nothing was done")
     print_summary(summary)
     for ending, wanted in (("_confidence.tif", options.save_confidence), ("_patches", options.save_patches), ("_quicklook.png", options.quicklook)):
         if wanted:
@@ -55,11 +57,12 @@ def print_summary(summary):
         print("warning: the scene holds no valid pixel; the map is all nodata")
     print(f"  {'class':<16}{'pixels':>14}{'share':>9}{'hectares':>16}")
     for name, part in summary["classes"].items():
-        area = f"{part['hectares']:>16,.2f}" if part["hectares"] is not None else f"{'no CRS':>16}"
+        area = f"{part['hectares']:>16,.2f}" if part["hectares"] is not None else f"{'unknown':>16}"
         print(f"  {name:<16}{part['pixels']:>14,}{part['share']:>9.1%}{area}")
     print(f"  {'nodata':<16}{total - valid:>14,}")
     sure = summary["confidence"]
-    print(f"confidence  mean {sure['mean']:.3f}, median {sure['p50']:.3f}; one pixel in twenty below {sure['p5']:.3f}")
+    if valid:
+        print(f"confidence  mean {sure['mean']:.3f}, median {sure['p50']:.3f}; one pixel in twenty below {sure['p5']:.3f}")
 
 
 if __name__ == "__main__":

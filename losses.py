@@ -177,6 +177,8 @@ def make_loss(options, weight=None):
 def class_weights(counts, method="inverse_sqrt", cap=10.0):
     """Weights that let rare classes count more: mean 1 over the classes that occur, at most `cap`, 0 for one that never does.
 
+    What a capped class may not have goes to the others, in proportion.
+
     Args:
         counts: labelled training pixels per class.
         method: inverse_freq (1/n), inverse_sqrt (1/sqrt(n)), or effective_samples ((1 - b) / (1 - b^n), b = 0.9999:
@@ -192,5 +194,13 @@ def class_weights(counts, method="inverse_sqrt", cap=10.0):
         "inverse_sqrt": lambda: n**-0.5,
         "effective_samples": lambda: (1 - beta) / (1 - beta**n),
     }[method]()
-    raw = torch.where(seen, raw, 0.0)
-    return (raw / raw[seen].mean()).clamp(max=cap).float() if seen.any() else torch.ones(len(n))
+    if not seen.any():
+        return torch.ones(len(n))
+    capped = torch.zeros_like(seen)
+    while True:  # at most a round per class
+        rest = seen & ~capped
+        share = (seen.sum() - cap * capped.sum()) / raw[rest].sum()
+        weights = torch.where(rest, raw * share, cap * capped)
+        if not (weights > cap).any():
+            return weights.float()
+        capped |= weights > cap

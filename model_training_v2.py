@@ -24,7 +24,7 @@ from eoseg.metrics import Confusion
 from eoseg.schedule import Schedule
 from eoseg.tracking import bar, epoch_line, score_table
 
-ENDINGS = {"best_loss", "best_iou", "final", "last", "training_plot", "training_log", "per_class_iou", "metrics"}
+ENDINGS = {"best_loss", "best_iou", "final", "last", "training_plot", "training_log", "per_class_iou", "metrics", "kfold", "kfold_metrics"}
 RESUMABLE = {"epochs", "patience", "save_dir", "dataset_root", "device", "workers", "resume", "overwrite", "log_per_class", "save_csv"}
 
 
@@ -83,16 +83,22 @@ def train(config):
 def cross_validate(config):
     """One run per fold under save_dir/fold<i>; the folds together are scored on test/ once. Returns the scores."""
     models.check_model(config)
+    choose_device(config.device)
     root = patchset.find_root(config.dataset_root, config.patch_subdir)
     metadata = patchset.load_metadata(root, required=False)
-    pairs = [pair for split in config.subdirectories for pair in patchset.find_pairs(root, split)]
+    for name in config.subdirectories:
+        if name not in ("train", "validation", "test") and not (root / name / "images").is_dir():
+            raise SetupError(f"--subdirectories {name}: {root} holds no {name}/images; name folders that are there.")
+    pairs = [pair for split in dict.fromkeys(config.subdirectories) for pair in patchset.find_pairs(root, split)]
     test = patchset.find_pairs(root, "test") if "test" not in config.subdirectories else []
     results, folder = [], Path(config.save_dir)
     parts = folds.divide(pairs, config.n_splits, config.seed)
     with files.lock(folder):
+        check_folder(config)
+        data.survey([*pairs, *test], config, bar)  # a bad test patch is said now, not when all folds are trained
+        if config.overwrite:
+            clear(config)
         single = [dc.replace(config, save_dir=str(folder / f"fold{i}")) for i in range(1, len(parts) + 1)]
-        for part in single:
-            check_folder(part)
         for i, (one, (held_in, held_out)) in enumerate(zip(single, parts), 1):
             print(f"fold {i} of {len(parts)}: {len(held_in)} patches train, {len(held_out)} validate")
             results.append(fit(one, {"train": held_in, "validation": held_out, "test": []}, metadata)["validation"])
@@ -105,22 +111,30 @@ def cross_validate(config):
         return folds.write(folder, config.model_name, results, table, scores, dc.asdict(config))
 
 
+def earlier_run(config):
+    """Files of an earlier run of the same network in --save_dir, and of its folds."""
+    folder, model = Path(config.save_dir), config.model_name
+    places = [folder, *folder.glob("fold[0-9]*")]
+    return sorted(path for place in places for path in place.glob(f"{model}_*") if path.name[len(model) + 1 :].split(".")[0] in ENDINGS)
+
+
 def check_folder(config):
-    """An earlier run of the same network is never touched without being told; leftovers of a killed one are swept.
+    """An earlier run of the same network is never touched without being told.
 
     Raises:
         SetupError: it is there, and neither --resume nor --overwrite was given.
     """
-    folder, model = Path(config.save_dir), config.model_name
-    for part in folder.glob(f".{model}_*.part"):
-        files.remove(part)
-    there = sorted(path for path in folder.glob(f"{model}_*") if path.name[len(model) + 1 :].split(".")[0] in ENDINGS)
-    if not there or config.resume:
-        return
-    if not config.overwrite:
-        raise SetupError(f"--save_dir {folder}: holds a run of {model} ({listing([p.name for p in there], 3)}); give --resume to go on with it, "
+    there = earlier_run(config)
+    if there and not (config.resume or config.overwrite):
+        raise SetupError(f"--save_dir {config.save_dir}: holds a run of {config.model_name} ({listing([p.name for p in there], 3)}); give --resume to go on with it, "
                          "--overwrite to replace it, or another --save_dir.")
-    for path in there:
+
+
+def clear(config):
+    """Remove the leftovers of a killed run; with --overwrite the earlier run, now that the new one is known to start."""
+    for part in Path(config.save_dir).glob(f".{config.model_name}_*.part"):
+        files.remove(part)
+    for path in earlier_run(config) if config.overwrite else []:
         files.remove(path)
 
 
@@ -147,10 +161,11 @@ class Run:
     best_score: float = float("-inf")
     waited: int = 0  # epochs since best_score
     finished: bool = False
+    per_class: dict = dc.field(default_factory=dict)  # IoU of each class after the last epoch
     history: list = dc.field(default_factory=list)
 
 
-LASTING = ("epoch", "best_iou", "best_loss", "best_score", "waited", "finished", "history")
+LASTING = ("epoch", "best_iou", "best_loss", "best_score", "waited", "finished", "per_class", "history")
 
 
 def fit(config, splits, metadata):
@@ -162,6 +177,7 @@ def fit(config, splits, metadata):
         the metrics.
     """
     run, loaders = prepare(config, splits, metadata)
+    clear(config)
     if config.resume and resume(run):
         print(f"{path_of(config, 'last.pth')}: the run is finished after {run.epoch} epochs; nothing to do")
         return files.read_json(path_of(config, "metrics.json"))
@@ -182,6 +198,8 @@ def prepare(config, splits, metadata):
     amp_dtype, precision = amp_settings(config.use_amp, device)
     every = [pair for part in splits.values() for pair in part]
     survey = data.survey(every, config, bar)
+    if config.batch_size == 1:  # how small the deepest features get hangs on the patches
+        models.check_model(dc.replace(config, patch_size=config.patch_size or max(max(size) for size in survey.sizes)))
     bands = data.choose_bands(survey, config, metadata, every[0][0])
     names = class_names(config, metadata)
     pixels = {split: sum(survey.class_pixels[image] for image, _ in part) for split, part in splits.items() if part}
@@ -193,7 +211,8 @@ def prepare(config, splits, metadata):
              "pixel_size": pixel_size(raster.header(every[0][0])), "training_patches": files.digest([image for image, _ in splits["train"]])}
     torch.manual_seed(config.seed)
     net = models.build_model(config.model_name, len(bands.names), config.num_classes, config.encoder_name, config.dropout_rate)
-    started = not config.resume and (models.load_encoder(net, config, len(bands.names)), config.init_weights and models.load_init_weights(net, config.init_weights))
+    begun = config.resume and path_of(config, "last.pth").exists()  # a fold that a killed run never reached begins as any other
+    started = [] if begun else [models.load_encoder(net, config, len(bands.names)), config.init_weights and models.load_init_weights(net, config.init_weights)]
     net = net.to(device, memory_format=torch.channels_last)
     weight = chosen_weights(config, pixels["train"])
     run = Run(config, names, about, device, amp_dtype, net, losses.make_loss(config, weight).to(device), make_optimizer(net, config),
@@ -202,7 +221,7 @@ def prepare(config, splits, metadata):
     steps = len(loaders[0])
     run.schedule = Schedule(config.scheduler_type, config.learning_rate, config.epochs * steps, config.warmup_epochs * steps,
                             config.warmup_lr, config.patience // 3)
-    report(run, splits, survey, bands, kind, precision, weight, [line for line in started or () if line])
+    report(run, splits, survey, bands, kind, precision, weight, [line for line in started if line])
     return run, loaders
 
 
@@ -287,8 +306,9 @@ def one_epoch(run, train_loader, validation_loader):
     run.epoch += 1
     row = {"epoch": run.epoch, "train_loss": train_loss, "val_loss": val_loss, "val_iou": scores["mean_iou"], "val_f1": scores["mean_f1"],
            "val_accuracy": scores["accuracy"], "learning_rate": rate, "epoch_time": time.perf_counter() - started}
+    run.per_class = {name: part["iou"] for name, part in scores["per_class"].items()}
     if config.log_per_class:
-        row |= {f"iou_{name}": part["iou"] for name, part in scores["per_class"].items()}
+        row |= {f"iou_{name}": iou for name, iou in run.per_class.items()}
     run.history.append(row)
     score = scores["mean_iou"] if config.monitor == "iou" else -val_loss
     run.schedule.epoch_end(score)
@@ -344,7 +364,7 @@ def check_finite(run, step, loader):
 
 def diverged(run, what):
     return SetupError(f"--learning_rate {run.config.learning_rate:g}: {what} is not finite in epoch {run.epoch + 1}; the run has diverged, "
-                      "lower the rate (a tenth, say). The checkpoints of the epochs before are whole.")
+                      "lower the rate (a tenth, say)." + (" The checkpoints of the epochs before are whole." if run.epoch else ""))
 
 
 @torch.inference_mode()
@@ -371,12 +391,10 @@ def path_of(config, ending):
 
 def checkpoint_parts(run):
     """What every checkpoint of a run holds."""
-    last = run.history[-1] if run.history else {}
     return {
         "model_state_dict": run.net.state_dict(),
         "config": dc.asdict(dc.replace(run.config, in_channels=len(run.about["input"]["names"]))),
-        "performance_metrics": {"epoch": run.epoch, "best_val_loss": run.best_loss, "best_val_iou": run.best_iou,
-                                "per_class_iou": {name: last[f"iou_{name}"] for name in run.names if f"iou_{name}" in last}},
+        "performance_metrics": {"epoch": run.epoch, "best_val_loss": run.best_loss, "best_val_iou": run.best_iou, "per_class_iou": run.per_class},
         **run.about,
     }
 

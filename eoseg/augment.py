@@ -16,7 +16,7 @@ def augment(image, target, key):
     Args:
         image: (B, H, W) float32, normalised. target: (H, W) int64. key: whole numbers that seed this sample.
     Returns:
-        image and target, changed, of the same shapes when H = W (and always H x W).
+        image and target, changed, of the same shapes.
     """
     rng = np.random.default_rng(key)
     square = image.shape[1] == image.shape[2]
@@ -38,8 +38,9 @@ def affine(image, target, angle, scale):
     """Turn by `angle` degrees and scale about the centre."""
     height, width = target.shape
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, scale)
-    pixels = np.ascontiguousarray(image.transpose(1, 2, 0))
-    pixels = cv2.warpAffine(pixels, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    # band by band: with more than four at once OpenCV rounds places to 1/32 pixel, and with more than 128 it refuses
+    bands = [cv2.warpAffine(np.ascontiguousarray(band), matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+             for band in image]
     labels = cv2.warpAffine(np.ascontiguousarray(target, np.uint8), matrix, (width, height), flags=cv2.INTER_NEAREST,
                             borderMode=cv2.BORDER_CONSTANT, borderValue=IGNORE)
-    return pixels.reshape(height, width, -1).transpose(2, 0, 1), labels.astype(target.dtype)
+    return np.stack(bands), labels.astype(target.dtype)

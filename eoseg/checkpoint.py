@@ -5,6 +5,7 @@ normalization (`Normalizer.to_dict`), statistics (of the training bands), class_
 scene the network takes), and, in <model>_last.pth, the state of the run.
 """
 
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from eoseg import files
 from eoseg.errors import SetupError, listing
 
 FORMAT = 3
+FOLDER = 0x10  # attribute of a zip record; torch would leave the weights of such a one as memory happened to be
+LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # how files begin that torch wrote before 1.6: a bare pickle, no zip
+KEYS = {"model_state_dict", "config", "performance_metrics", "normalization", "class_names", "input"}  # every checkpoint of ours has these
 OLD_NAMES = {"model": "model_name", "encoder": "encoder_name", "classes": "num_classes", "n_classes": "num_classes", "n_channels": "in_channels"}
 
 
@@ -42,23 +46,29 @@ def load(path, device="cpu"):
         SetupError: as `open_file`; or it is no segmentation network, or of a newer format.
     """
     saved = open_file(path, device)
-    if isinstance(saved.get("format"), int) and saved["format"] > FORMAT:
+    ours = isinstance(saved.get("format"), int)
+    if ours and saved["format"] > FORMAT:
         raise SetupError(f"{path}: was written by a newer version (format {saved['format']}, this one reads {FORMAT}); update the program.")
-    return plain(saved) if "format" in saved else converted(saved, path)
+    lacking = sorted(KEYS - saved.keys()) if ours else []
+    if lacking:
+        raise SetupError(f"{path}: lacks {listing(lacking)}, and is no whole checkpoint; get it again from where it was trained.")
+    saved = plain(saved) if ours else converted(saved, path)
+    saved["model_state_dict"] = {name.removeprefix("module."): value for name, value in saved["model_state_dict"].items()}  # DataParallel's
+    return saved
 
 
 def load_state(path):
-    """The weights in any file of tensors: a bare state dict, or one within a checkpoint."""
-    saved = open_file(path)
-    for key in ("model_state_dict", "state_dict", "model"):
-        if isinstance(saved.get(key), dict):
-            return saved[key]
-    return {name: value for name, value in saved.items() if torch.is_tensor(value)}
+    """The weights in any file of tensors: a bare state dict, or one within a checkpoint; published ones may be of before torch 1.6."""
+    saved = open_file(path, legacy=True)
+    found = next((saved[key] for key in ("model_state_dict", "state_dict", "model") if isinstance(saved.get(key), dict)), saved)
+    return {name: value for name, value in found.items() if torch.is_tensor(value)}
 
 
-def open_file(path, device="cpu"):
+def open_file(path, device="cpu", legacy=False):
     """Open a file of torch's. One from a stranger cannot run code here: only plain values are taken.
 
+    Args:
+        legacy: take files without checksums too, as torch wrote them before 1.6.
     Raises:
         SetupError: missing, damaged, compressed, or holding anything but plain values and tensors.
     """
@@ -67,16 +77,25 @@ def open_file(path, device="cpu"):
         raise SetupError(f"{path}: no such checkpoint; train one with main_v2.py, or check the path.")
     if not path.is_file():
         raise SetupError(f"{path}: is not a file; name one checkpoint.")
-    check_records(path)
+    old = begins_with(path, LEGACY)
+    if old and not legacy:
+        raise SetupError(f"{path}: was written by a torch older than 1.6; open it with weights_only=True and torch.save it anew.")
+    if not old:
+        check_records(path)
     try:
         with torch.serialization.safe_globals(numpy_scalars()):
             saved = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch's own message advises unsafe loading: it is not shown
-        kind = "holds more than tensors and plain values" if "Unsupported" in str(error) or "WeightsUnpickler" in str(error) else "is damaged"
+        kind = "holds more than tensors and plain values" if isinstance(error, pickle.UnpicklingError) else "is damaged"
         raise SetupError(f"{path}: {kind}, and is not loaded; get it again from where it was trained.") from None
     if not isinstance(saved, dict):
         raise SetupError(f"{path}: is no checkpoint (it holds a {type(saved).__name__}); name a .pth written by main_v2.py.")
     return saved
+
+
+def begins_with(path, start):
+    with open(path, "rb") as f:
+        return f.read(len(start)) == start
 
 
 def check_records(path):
@@ -89,8 +108,10 @@ def check_records(path):
             records = archive.infolist()
             if any(record.compress_type != zipfile.ZIP_STORED for record in records) or sum(r.file_size for r in records) > Path(path).stat().st_size:
                 raise SetupError(f"{path}: holds compressed records, which no checkpoint does; it is not opened.")
-            bad = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError):
+            bad = next((r.filename for r in records if r.external_attr & FOLDER), None) or archive.testzip()
+    except PermissionError:
+        raise
+    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OSError):  # what zipfile raises over a damaged directory
         raise SetupError(f"{path}: is no checkpoint, or is damaged or truncated; copy it again.") from None
     if bad:
         raise SetupError(f"{path}: is damaged (record {bad} fails its checksum); copy it again.")
@@ -116,16 +137,17 @@ def converted(saved, path):
 
     `normalization` is None: such networks were trained on patches divided by their own 99th percentile.
     """
-    state = saved.get("model_state_dict", saved if all(map(torch.is_tensor, saved.values())) else None)
-    if not isinstance(state, dict) or not state:
+    state = saved.get("model_state_dict", saved)
+    if not isinstance(state, dict) or not state or not all(map(torch.is_tensor, state.values())):
         raise SetupError(f"{path}: holds no weights (model_state_dict); name a checkpoint of a segmentation network.")
-    config = {**(saved.get("config") or saved.get("metadata") or {})}
+    told = saved.get("config") or saved.get("metadata")
+    config = dict(told) if isinstance(told, dict) else {}
     for old, new in OLD_NAMES.items():
         if old in config:
             config.setdefault(new, config[old])
     return {
         "format": 0,
-        "model_state_dict": {name.removeprefix("module."): value for name, value in state.items()},
+        "model_state_dict": state,
         "config": plain(config),
         "performance_metrics": plain(saved.get("performance_metrics", {})),
         "normalization": None,
@@ -142,7 +164,7 @@ def load_weights(net, state, path):
     """
     own = net.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    shapes = [name for name in own.keys() & state.keys() if own[name].shape != getattr(state[name], "shape", None)]
     for names, what in ((missing, "lacks"), (extra, "holds, beyond this network,"), (sorted(shapes), "has other shapes of")):
         if names:
             raise SetupError(f"{path}: does not fit the network: {what} {listing(names, 3)}; check --model_name, --encoder_name, --in_channels and --num_classes.")

@@ -19,7 +19,7 @@ def parse_map(words):
     for word in words:
         code, equals, number = word.strip().rpartition("=")
         key = key_of(code)
-        if not equals or not code or not (number == "ignore" or (number.isdigit() and int(number) < IGNORE)):
+        if not equals or not code or not (number == "ignore" or (number.isdecimal() and int(number) < IGNORE)):
             raise SetupError(f"--label_map {word.strip()}: write CODE=CLASS with a class from 0 to 254, or CODE=ignore.")
         if key in found:
             raise SetupError(f"--label_map: code {key} is given twice; give each code one class.")
@@ -61,7 +61,7 @@ class Coding:
         self.mapping, self.classes = mapping, classes
         self.by_tag = nodata is None
         try:
-            self.nodata = None if self.by_tag or nodata.lower() == "none" else float(nodata)
+            self.nodata = None if self.by_tag or str(nodata).lower() == "none" else float(nodata)
         except ValueError:
             raise SetupError(f"--label_nodata {nodata}: is neither a number nor none.") from None
         self.highest, self.tag_seen = {}, {}  # per file, where no map says what is a class
@@ -88,7 +88,7 @@ class Coding:
         classes = [self.class_of(value, nodata) for value in values.tolist()]
         unknown = [value for value, number in zip(values.tolist(), classes) if number is None]
         if unknown:
-            raise DataError(f"{where}: holds label values {listing(unknown, 8)}, which are no classes ({self._wanted()}); "
+            raise DataError(f"{where}: holds label values {listing(map(key_of, unknown), 8)}, which are no classes ({self._wanted()}); "
                             f"map them, e.g. --label_map {key_of(unknown[0])}=ignore, or mend the label.")
         self.check_tag(values, tag, where)
         if codes.dtype == np.uint8:
@@ -123,7 +123,7 @@ class Coding:
             self.highest[where] = max([self.highest.get(where, -1), *real.tolist()])
             self.tag_seen[where] = self.tag_seen.get(where, False) or bool((values == tag).any())
             top = self.highest[where] if self.classes is None else self.classes - 1
-            doubtful = self.tag_seen[where] and 0 <= tag <= top
+            doubtful = self.tag_seen[where] and 0 <= tag <= top and tag == int(tag)
         if doubtful:
             raise DataError(f"{where}: its nodata tag {tag:g} lies among the classes; say which it is: "
                             f"--label_nodata none (it is a class) or --label_nodata {tag:g} (it is unlabelled).")

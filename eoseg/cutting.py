@@ -4,6 +4,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from scipy.ndimage import distance_transform_edt
 
 from eoseg import raster
 from eoseg.coding import IGNORE
@@ -24,6 +25,7 @@ def cut(pair, scene, labels, cell, options, folder):
     pixels, missing, valid = scene.read(part)
     if not valid.any():
         return "no valid pixel"
+    broken = not_finite(pixels, nodata_of(scene))
     fill = np.array(nodata_of(scene) or 0).astype(pixels.dtype)
     arrays = padded(cell.window, part, [(pixels, fill), (missing, True), (valid, False), (labels.read(part), IGNORE)])
     scale = cell.window.height / size, cell.window.width / size
@@ -33,12 +35,18 @@ def cut(pair, scene, labels, cell, options, folder):
     if reason:
         return reason
     write(pair, scene, cell, options, folder, pixels, target, valid, scale)
-    return row_of(pair, scene, cell, target, valid)
+    return row_of(pair, scene, cell, target, valid, broken)
 
 
 def nodata_of(scene):
     """The one value that a patch's nodata tag can hold; None when the scene has none."""
     return next((value for value in scene.nodata if value is not None), None)
+
+
+def not_finite(pixels, nodata):
+    """How many pixels hold NaN or Inf in a band, where that is not the nodata value."""
+    broken, known = ~np.isfinite(pixels), raster.equals_nodata(pixels, nodata)
+    return int((broken if known is None else broken & ~known).any(0).sum())
 
 
 def too_little(target, valid, options):
@@ -72,7 +80,8 @@ def resampled(pixels, missing, valid, target, size, interpolation, fill):
         return pixels[:, rows][:, :, cols], valid[near], target[near]
     scaled = np.empty((len(pixels), size, size), pixels.dtype)
     for band, (values, holes) in enumerate(zip(pixels, missing | ~valid)):
-        smooth = np.where(holes, values[~holes].mean() if not holes.all() else 0, values).astype(np.float64)
+        near_hole = distance_transform_edt(holes, return_distances=False, return_indices=True)  # no nodata value may bleed into its neighbours
+        smooth = np.where(holes.all(), 0, values[tuple(near_hole)]).astype(np.float64)
         smooth = cv2.resize(smooth, (size, size), interpolation=CUBIC[interpolation])
         if pixels.dtype.kind in "iu":
             info = np.iinfo(pixels.dtype)
@@ -92,7 +101,7 @@ def write(pair, scene, cell, options, folder, pixels, target, valid, scale):
     (folder / "labels" / name).write_bytes(label)
 
 
-def row_of(pair, scene, cell, target, valid):
+def row_of(pair, scene, cell, target, valid, broken):
     """A patch's line in patches.csv: numbers, no clock and no path."""
     x, y = scene.transform * (cell.window.col, cell.window.row)
     counts = np.bincount(target.ravel(), minlength=256)[:IGNORE]
@@ -100,6 +109,6 @@ def row_of(pair, scene, cell, target, valid):
         "patch": pair.patch_name(cell), "split": cell.split, "scene": Path(pair.image).name, "id": cell.id,
         "row": cell.window.row, "col": cell.window.col, "height": cell.window.height, "width": cell.window.width,
         "x": x, "y": y, "shift_rows": cell.shift[0], "shift_cols": cell.shift[1], "rotation": cell.rotation,
-        "nodata_share": round(float(1 - valid.mean()), 6), "labelled_pixels": int(counts.sum()),
+        "nodata_share": round(float(1 - valid.mean()), 6), "not_finite_pixels": broken, "labelled_pixels": int(counts.sum()),
         "classes": {str(c): int(counts[c]) for c in np.flatnonzero(counts)},
     }

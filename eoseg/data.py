@@ -82,8 +82,17 @@ def look(pair, coding, config):
 
 
 def coding_of(config):
-    """How label codes of this run become classes."""
-    return Coding(parse_map(config.label_map), config.label_nodata, config.class_count)
+    """How label codes of this run become classes.
+
+    Raises:
+        SetupError: --label_map leads to classes that are not there.
+    """
+    mapping = parse_map(config.label_map)
+    beyond = sorted({number for number in (mapping or {}).values() if config.class_count <= number != IGNORE})
+    if beyond:
+        remedy = "binary mode has 0 and 1" if config.mode == "binary" else f"give --classes {beyond[-1] + 1}, or mend the map"
+        raise SetupError(f"--label_map: leads to class {listing(beyond)}, but there are {config.class_count} classes, from 0; {remedy}.")
+    return Coding(mapping, config.label_nodata, config.class_count)
 
 
 def check_sizes(sizes, config):

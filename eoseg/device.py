@@ -16,7 +16,9 @@ def choose_device(wanted):
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise SetupError(f"--device {wanted}: no such kind of device; write auto, cpu, cuda or cuda:1.") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise SetupError(f"--device {wanted}: no such kind of device; write auto, cpu, cuda, cuda:1 or mps.")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise SetupError(f"--device {wanted}: this machine offers {torch.cuda.device_count()} CUDA devices to torch; use --device auto or cpu.")
     if device.type == "mps" and not torch.backends.mps.is_available():

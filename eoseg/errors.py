@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import sys
+import traceback
 
 MEND, OURS = 2, 1  # exit statuses: the user must change something; some inputs failed, or a mistake of ours
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} if hasattr(errno, "EDQUOT") else {errno.ENOSPC, errno.EFBIG}
@@ -36,7 +37,8 @@ class Terminated(BaseException):
 def run(main):
     """Call `main` as a script does, and leave with the exit status the error stands for.
 
-    2: a SetupError or an unusable file; 1: a PartialFailure; 130 and 143: interrupted and terminated.
+    2: a SetupError or an unusable file; 1: a PartialFailure; 130 and 143: interrupted and terminated. With --debug the
+    traceback of a SetupError stands above its line.
     """
     def terminate(number, frame):
         raise Terminated
@@ -48,10 +50,12 @@ def run(main):
     except BrokenPipeError:  # `script | head`: the reader has gone, and the flush at exit would complain again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(OURS)
-    except (SetupError, PartialFailure, OSError, MemoryError) as error:
+    except (SetupError, PartialFailure, OSError, MemoryError, RuntimeError) as error:
         text = describe(error)
-        if text is None or "--debug" in sys.argv:
+        if text is None:
             raise
+        if "--debug" in sys.argv:
+            traceback.print_exc()
         leave(text, OURS if isinstance(error, PartialFailure) else MEND)
     except KeyboardInterrupt:
         leave("interrupted; nothing half-written was left under a final name", 130)
@@ -61,20 +65,25 @@ def run(main):
 
 def describe(error):
     """One line for an error a user can mend; None for any other."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, (SetupError, PartialFailure)):
+        _, from_worker, last = str(error).rpartition("\neoseg.errors.")  # a loader's worker sends its whole traceback along
+        return last.partition(": ")[2] if from_worker else str(error)
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):  # torch's are RuntimeErrors
         return f"memory: not enough for this step ({error}); use a smaller --batch_size or --patch_size."
     if not isinstance(error, OSError):
-        return str(error)
+        return None
     if error.errno in FULL:
         return f"{error.filename or 'output folder'}: the disk is full; free some space and run again."
-    if error.filename is None:
-        return None
-    return f"{error.filename}: {error.strerror}; check the path and its permissions."
+    name = error.filename2 or error.filename  # of a replacement that fails, the final name
+    return f"{name}: {error.strerror}; check the path and its permissions." if name else None
 
 
 def leave(text, status):
     """Print `text` as the last line of stderr and exit."""
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:  # stdout leads to a full disk or a closed pipe: what it holds is lost, and must not raise again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print("error: " + " ".join(text.split()), file=sys.stderr)
     sys.exit(status)
 

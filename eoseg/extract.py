@@ -10,6 +10,8 @@ import os
 import re
 from pathlib import Path
 
+from shapely import Polygon
+
 from eoseg import files, raster, vector
 from eoseg.coding import Coding, names_of, parse_map
 from eoseg.cutting import cut
@@ -40,10 +42,15 @@ def extract(pairs, options, output, shared_grid=False, say=print, bar=lambda ite
         raise SetupError(f"--output {output}: is a file; name a folder.")
     with files.lock(output):
         staging = output / STAGING
-        if options.resume and (staging / COMPLETE).exists():
+        goes_on = options.resume and (staging / "settings.json").exists()
+        settings = fingerprint(pairs, options)
+        if goes_on:
+            refuse_changes(staging, settings)
+        if goes_on and (staging / COMPLETE).exists():
             return finish(staging, output)
-        refuse_existing(output, options)
-        prepare(staging, pairs, options)
+        if not goes_on:
+            refuse_existing(output, options)
+        prepare(staging, settings, goes_on)
         try:
             coding = Coding(parse_map(options.label_map), options.label_nodata)
             rows, bands, skipped, failed = cut_pairs(pairs, coding, options, staging, say, bar)
@@ -72,9 +79,11 @@ def cut_pairs(pairs, coding, options, staging, say, bar):
                 found, left_out = plan(pair, scene, options, say)
                 labels = open_labels(pair.label, scene, coding, options, say)
                 try:
-                    rows += cut_all(pair, scene, labels, found, options, staging, done, left_out, failed, bar)
+                    mine = cut_all(pair, scene, labels, found, options, staging, done, left_out, failed, bar)
                 finally:
                     labels.close()
+                look_back(pair, mine, found, left_out, say)
+                rows += mine
         except DataError as error:
             if len(pairs) == 1:
                 raise
@@ -83,6 +92,15 @@ def cut_pairs(pairs, coding, options, staging, say, bar):
         for reason, ids in left_out.items():
             skipped.setdefault(reason, []).extend(f"{pair.name}/{cell}" if pair.name else cell for cell in ids)
     return rows, bands, skipped, failed
+
+
+def look_back(pair, rows, found, left_out, say):
+    """What only the pixels could tell: those that are no numbers, or that none of them counts."""
+    if found and len(left_out.get("no valid pixel", ())) == len(found):
+        raise DataError(f"{pair.image}: holds no valid pixel in any of {len(found)} cells; check the image and its nodata value (--input_nodata).")
+    broken = sum(row["not_finite_pixels"] for row in rows)
+    if broken:
+        say(f"note: {pair.image}: {broken} pixels of the patches hold NaN or Inf; taken as nodata")
 
 
 def bare(text, pair):
@@ -110,15 +128,18 @@ def refuse_existing(output, options):
                          "or give --overwrite to replace them. (--resume goes on with an extraction that was cut off.)")
 
 
-def prepare(staging, pairs, options):
-    """Make the staging folder empty, or keep what a run with the very same settings left there, when it shall go on."""
-    settings = fingerprint(pairs, options)
-    if options.resume and (staging / "settings.json").exists():
-        before = files.read_json(staging / "settings.json")
-        differ = sorted(key for key in settings.keys() | before.keys() if settings.get(key) != before.get(key))
-        if not differ:
-            return disassemble(staging)
+def refuse_changes(staging, settings):
+    """A run goes on only with the very same settings and inputs."""
+    before = files.read_json(staging / "settings.json")
+    differ = sorted(key for key in settings.keys() | before.keys() if settings.get(key) != before.get(key))
+    if differ:
         raise SetupError(f"--resume: the run that was cut off was begun with other {listing(differ)}; use the same settings, or leave --resume out to start again.")
+
+
+def prepare(staging, settings, goes_on):
+    """Make the staging folder empty, or, when the run goes on, keep what it holds."""
+    if goes_on:
+        return disassemble(staging)
     files.remove(staging)
     for name in ("images", "labels"):
         (staging / name).mkdir(parents=True)
@@ -130,7 +151,7 @@ def fingerprint(pairs, options):
     settings = {key: value for key, value in dc.asdict(options).items() if key not in ("resume", "overwrite", "verbose")}
     for pair in pairs:
         for path in filter(None, pair[1:]):
-            file = Path(path)
+            file = Path(path.split("|layername=")[0])
             stat = file.stat() if file.exists() else None
             settings[f"{pair.name}:{path}"] = [stat.st_size, stat.st_mtime] if stat else None
     return json.loads(json.dumps(settings))
@@ -138,11 +159,13 @@ def fingerprint(pairs, options):
 
 def same_bands(known, scene):
     """Names, source numbers and type of the bands, equal in every scene."""
+    if len(set(map(str, scene.nodata))) > 1:
+        raise DataError(f"{scene.path}: its bands have different nodata values ({listing(scene.nodata, 13)}), and a patch can hold one; make them one with gdalwarp -dstnodata.")
     mine = {"names": scene.names, "source_bands": scene.bands, "source_count": scene.src.count, "dtype": str(scene.dtype)}
-    if known and known != mine:
+    if known and (known["names"], known["dtype"]) != (mine["names"], mine["dtype"]):
         raise DataError(f"{scene.path}: its bands ({len(scene.bands)} {scene.dtype}: {listing(scene.names, 13)}) differ from those of the first scene "
                         f"({len(known['names'])} {known['dtype']}: {listing(known['names'], 13)}); choose equal ones with --bands.")
-    return mine
+    return known or mine
 
 
 # ---------------------------------------------------------------- where to cut
@@ -178,31 +201,39 @@ def planned_by_grid(pair, scene, options, say):
     """The grid's cells as windows, each with the split its column names."""
     raw = vector.read_layer(pair.grid, options.vector_crs)
     if raw.empty:
-        raise SetupError(f"{pair.grid}: holds no cell; choose another grid, or leave --grid out for a regular one.")
+        raise DataError(f"{pair.grid}: holds no cell; choose another grid, or leave --grid out for a regular one.")
     if scene.transform.is_identity:
         raise DataError(f"{pair.image}: has no geotransform, so a grid cannot be laid over it; georeference it, or leave --grid out.")
-    if scene.crs is None and raw.crs is not None:
-        say(f"note: {pair.image}: has no CRS; the grid's coordinates are taken as the image's")
     frame = vector.onto(raw, scene.crs, pair.grid, say)
+    refuse_elsewhere(pair, scene, raw, frame)
     ids = vector.cell_ids(frame, options.id_column)
     found, empty = vector.cells(frame, ids, scene.transform, options.patch_size, options.resample)
     wrong = vector.wrong_sizes(found, options.patch_size, raw.crs is not None and raw.crs != frame.crs)
     if wrong and not options.resample:
         some = listing((f"{cell.id}: {cell.size[1]:.1f} x {cell.size[0]:.1f}" for cell in wrong[:4]), 4)
-        raise SetupError(f"--patch_size {options.patch_size}: {len(wrong)} of {len(found)} cells of {pair.grid} are of another size in pixels "
+        raise DataError(f"--patch_size {options.patch_size}: {len(wrong)} of {len(found)} cells of {pair.grid} are of another size in pixels "
                          f"({some}); give the cells' size, or --resample to scale them.")
     if options.split_column:
         if options.split_column not in frame.columns:
             raise SetupError(f"--split_column {options.split_column}: {pair.grid} has no such column; it has {listing(frame.columns.drop(frame.geometry.name), 12)}.")
         of = dict(zip(ids, by_column(frame[options.split_column], options.split_column)))
         found = [cell._replace(split=of[cell.id]) for cell in found]
-    if not any(cell.window.clipped(scene.height, scene.width) for cell in found):
+    return found, {"no geometry": empty} if empty else {}
+
+
+def refuse_elsewhere(pair, scene, raw, frame):
+    """A grid that lies beside the image altogether is no grid for it.
+
+    Args:
+        raw, frame: the grid in its own CRS and in the image's.
+    """
+    corners = [scene.transform * corner for corner in ((0, 0), (scene.width, 0), (scene.width, scene.height), (0, scene.height))]
+    if not frame.intersects(Polygon(corners)).any():
         west, south, east, north = raw.total_bounds
-        left, bottom, right, top = scene.src.bounds
+        (left, *_, right), (bottom, *_, top) = map(sorted, zip(*corners))
         raise DataError(f"--grid {pair.grid}: no cell overlaps {pair.image}. Grid: {raw.crs.to_string() if raw.crs else 'no CRS'}, {west:.6g} {south:.6g} to "
                         f"{east:.6g} {north:.6g}; image: {scene.crs.to_string() if scene.crs else 'no CRS'}, {left:.6g} {bottom:.6g} to {right:.6g} {top:.6g}; "
                         "check that they show the same place, or name the grid's true CRS with --vector_crs.")
-    return found, {"no geometry": empty} if empty else {}
 
 
 def report_plan(pair, scene, found, inside, left_out, say):

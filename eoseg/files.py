@@ -2,11 +2,13 @@
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from eoseg.errors import SetupError
@@ -16,6 +18,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
     import msvcrt
+
+HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}  # a lock that another process has
 
 
 @contextlib.contextmanager
@@ -130,7 +134,10 @@ def lock(folder, name=".lock"):
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             else:
                 msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        except OSError:
+        except OSError as error:
+            if error.errno not in HELD:  # some network file systems have no locks at all
+                print(f"note: {folder}: cannot be locked ({error.strerror}); see to it that no other run writes here", file=sys.stderr)
+                break
             os.close(handle)
             raise SetupError(f"{folder}: another run is writing here; wait for it, or choose another folder.") from None
         if path.exists() and os.path.samestat(os.fstat(handle), os.stat(path)):

@@ -5,17 +5,20 @@ import pyproj
 
 
 def pixel_areas(transform, crs, height, width):
-    """Area of a pixel in each row, (height,) float64, in square metres; None without a CRS.
+    """Area of a pixel in each row, (height,) float64, in square metres; None where the place on Earth is unknown.
 
     Planar where the CRS is projected and true to area within 1 % (UTM, Albers); geodesic elsewhere (degrees, Mercator).
     """
-    if not crs:
+    if not crs or transform.is_identity:
+        return None
+    try:
+        lonlat = pyproj.Transformer.from_crs(crs.to_wkt(), 4326, always_xy=True)
+    except pyproj.exceptions.ProjError:  # a local system: a plan of a building, a camera
         return None
     plane = None
     if crs.is_projected:
         plane = abs(transform.determinant) * crs.linear_units_factor[1] ** 2
     rows = np.unique(np.linspace(0, height - 1, min(height, 257)).round().astype(int))
-    lonlat = pyproj.Transformer.from_crs(crs.to_wkt(), 4326, always_xy=True)
     corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
     geod = pyproj.Geod(ellps="WGS84")
 
@@ -23,13 +26,15 @@ def pixel_areas(transform, crs, height, width):
         place = [transform * (width // 2 + dx, row + dy) for dx, dy in corners.tolist()]
         return abs(geod.polygon_area_perimeter(*lonlat.transform(*zip(*place)))[0])
 
-    if plane and (not np.isfinite(area(height // 2)) or abs(plane / area(height // 2) - 1) < 0.01):
+    found = np.array([area(int(row)) for row in rows])
+    found[~np.isfinite(found)] = plane or 0  # beyond what the projection covers
+    if plane and (abs(found / plane - 1) < 0.01).all():
         return np.full(height, plane)
-    return np.interp(np.arange(height), rows, [area(int(row)) for row in rows])
+    return np.interp(np.arange(height), rows, found)
 
 
 def ground_width(place):
-    """About how wide a pixel at the middle of a `raster.Header` is on the ground, in metres; None without a CRS."""
+    """About how wide a pixel at the middle of a `raster.Header` is on the ground, in metres; None where that is unknown."""
     areas = pixel_areas(place.transform, place.crs, place.height, place.width)
     if areas is None:
         return None

@@ -23,21 +23,27 @@ class RasterLabels:
         if self.src.count != 1:
             raise DataError(f"{path}: has {self.src.count} bands; a label is one band of class codes, make one with gdal_translate -b N.")
         self.tag = self.src.nodata
+        self.masked = raster.mask_kind(self.src) == "mask"
         self.view = self.src if raster.same_grid(self.src, scene) else self._aligned(scene, say)
 
     def _aligned(self, scene, say):
         if not self.src.crs or not scene.crs:
-            if self.src.crs != scene.crs or (self.src.height, self.src.width) != (scene.height, scene.width):
+            placed = not (self.src.transform.is_identity or scene.transform.is_identity)
+            if placed or self.src.crs != scene.crs or (self.src.height, self.src.width) != (scene.height, scene.width):
                 raise DataError(f"{self.path}: lies on another grid than {scene.path} and one of them has no CRS; set it with gdal_edit.py -a_srs.")
             return self.src
         say(f"note: {self.path}: lies on another grid than the image; aligned by nearest neighbour")
-        return raster.aligned(self.src, scene, self.coding.nodata_of(self.tag))
+        return raster.aligned(self.src, scene)
 
     def read(self, window):
         """Classes of a window inside the image: (H, W) uint8, 255 where unlabelled or beyond the label raster."""
         try:
-            codes = self.view.read(1, window=raster.grid_window(window))
-            there = True if self.view is self.src else self.view.read(2, window=raster.grid_window(window)) > 0
+            where = raster.grid_window(window)
+            codes = self.view.read(1, window=where)
+            if self.view is not self.src:
+                there = self.view.read(2, window=where) > 0
+            else:
+                there = self.src.read_masks(1, window=where) > 0 if self.masked else True
         except RasterioError as error:
             raise ReadError(f"{self.path}: cannot be read ({raster.deepest(error)}); it is truncated or damaged, copy it again.") from None
         if there is not True:
@@ -64,14 +70,15 @@ class PolygonLabels:
         self.path, self.scene = path, scene
         frame = vector.onto(vector.read_layer(path, options.vector_crs), scene.crs, path, say)
         frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
-        if frame.empty:
-            raise SetupError(f"{path}: holds no polygon; draw some, or choose another file.")
+        other = sorted(set(frame.geom_type) - {"Polygon", "MultiPolygon"})
+        if frame.empty or other:
+            raise DataError(f"{path}: holds {listing(other) or 'no polygon'}; labels are polygons: draw or buffer some, or choose another file.")
         if options.label_field is None and options.label_burn is None:
             raise SetupError(f"--label {path}: polygons need --label_field NAME (class from an attribute: "
                              f"{listing(frame.columns.drop(frame.geometry.name), 8)}) or --label_burn V (a plain mask).")
         self.outside = outside_of(options)
         self.classes = self._classes(frame, coding, options)
-        self.shapes = shapely.make_valid(frame.geometry.to_numpy())
+        self.shapes = shapely.make_valid(frame.geometry.to_numpy(), method="structure", keep_collapsed=False)  # polygons only: a line would be drawn too
         self.tree = shapely.STRtree(self.shapes)
 
     def _classes(self, frame, coding, options):
@@ -91,7 +98,7 @@ class PolygonLabels:
             mapping = {name: int(name) for name in names if name and 0 <= int(name) <= IGNORE}
         unknown = sorted({name for name in names if name and key_of(name) not in mapping})
         if unknown:
-            raise SetupError(f"{self.path}: {field} holds {listing(unknown, 8)}, which --label_map does not name; add them, e.g. {unknown[0]}=ignore.")
+            raise DataError(f"{self.path}: {field} holds {listing(unknown, 8)}, which --label_map does not name; add them, e.g. {unknown[0]}=ignore.")
         return np.array([mapping[key_of(name)] if name else IGNORE for name in names])
 
     def read(self, window):
@@ -123,7 +130,9 @@ def outside_of(options):
 def open_labels(path, scene, coding, options, say=print):
     """The labels of `scene`, from polygons or a raster, whichever `path` is."""
     if vector.is_vector(path):
+        if options.label_nodata is not None:
+            raise SetupError(f"--label_nodata: {path} holds polygons, which have no nodata; --label_outside is for what lies between them.")
         return PolygonLabels(path, scene, coding, options, say)
-    if options.label_field is not None or options.label_burn is not None:
-        raise SetupError(f"--label_field and --label_burn: {path} is a raster; they are for polygon files.")
+    if (options.label_field, options.label_burn, options.label_outside) != (None, None, None):
+        raise SetupError(f"--label_field, --label_burn, --label_outside: {path} is a raster; they are for polygon files.")
     return RasterLabels(path, scene, coding, say)

@@ -13,6 +13,26 @@ from eoseg.errors import SetupError, listing
 from eoseg.georef import pixel_areas
 
 BINS = 1024  # of the confidence histogram
+SETTINGS = "PREDICTION_SETTINGS"  # tag of a finished map: what decided its pixels
+
+
+def journal_of(target):
+    """The file that tells how far the map at `target` has come."""
+    return files.part_of(target, "journal.part")
+
+
+def in_the_making(target):
+    """Has a run begun a map at `target` that is not finished? A journal torn in its first line has nothing to go on with."""
+    journal = journal_of(target)
+    return journal.exists() and b"\n" in journal.read_bytes()
+
+
+def check_settings(target, settings, before):
+    """Refuse to go on with a map begun with other settings; `before` is the JSON of those."""
+    before = json.loads(before)
+    differ = sorted(key for key in settings if json.dumps(settings[key]) != json.dumps(before.get(key)))  # as text: NaN is NaN
+    if differ:
+        raise SetupError(f"--resume: the map {target} was made with other {listing(differ)}; use the same, or --overwrite to start again.")
 
 
 class MapFile:
@@ -29,14 +49,15 @@ class MapFile:
     def __init__(self, target, look, classes, palette, nodata, confidence, settings, resume=False):
         self.target, self.confidence, self.classes = target, confidence, classes
         dtype = "uint8" if nodata <= 255 and len(classes) <= 255 else "uint16"
-        self.look = {**look, "dtype": dtype, "nodata": nodata, "description": "class", "colours": palette, "names": classes}
+        kept = {key: value for key, value in settings.items() if key != "scene_time"}  # the same map again has the same bytes
+        self.look = {**look, "tags": {SETTINGS: json.dumps(kept)}, "dtype": dtype, "nodata": nodata, "description": "class", "colours": palette, "names": classes}
         self.raw = files.part_of(target, "rows.part")
         self.raw_confidence = files.part_of(target, "confidence.part") if confidence else None
-        self.journal = files.part_of(target, "journal.part")
+        self.journal = journal_of(target)
         self.areas = pixel_areas(look["transform"], look["crs"], look["height"], look["width"])
         self.row, self.pixels, self.area = 0, np.zeros(len(classes), np.int64), np.zeros(len(classes))
         self.histogram, self.sum = np.zeros(BINS, np.int64), 0.0
-        if resume and self.journal.exists():
+        if resume and in_the_making(target):
             self._go_on(settings)
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -51,10 +72,7 @@ class MapFile:
 
     def _go_on(self, settings):
         first, *lines = self.journal.read_text(encoding="utf-8").split("\n")
-        before = json.loads(first)
-        differ = sorted(key for key in settings if settings[key] != before.get(key))
-        if differ:
-            raise SetupError(f"--resume: the map {self.target} was begun with other {listing(differ)}; use the same, or --overwrite to start again.")
+        check_settings(self.target, settings, first)
         for line in reversed(lines):  # the last whole line; a torn one does not count
             try:
                 state = json.loads(line)

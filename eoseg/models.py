@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import socket
 import warnings
 from collections import OrderedDict
@@ -22,7 +23,7 @@ OWN_DROPOUT = {"fpn": "decoder_dropout", "pspnet": "psp_dropout", "deeplabv3": "
 OLD_ENCODERS = {"densenet264": "tu-densenet264d", "mobilenet_v3": "tu-mobilenetv3_large_100"}
 STRIDE = 32  # of the deepest encoders; a tile is padded to a multiple of it
 SMALLEST = {"pan": 128}  # its pyramid halves the deepest features three times more
-PREFIXES = ("", "encoder.", "module.", "backbone.", "model.", "model.encoder.", "module.encoder.", "encoder.model.")
+PREFIXES = ("", "encoder.", "module.", "backbone.", "model.", "model.encoder.", "module.encoder.", "encoder.model.", "features.")
 
 
 def build_model(name, in_channels=3, outputs=5, encoder_name="resnet34", dropout_rate=0.3):
@@ -171,30 +172,49 @@ def load_encoder(net, config, in_channels):
     source = config.weights_from
     if source is None:
         return None
+    title = encoder_title(config)
     state = imagenet_state(config) if source.lower() == "imagenet" else file_state(source)
     own = encoder_of(net).state_dict()
-    fitted = fit_names(state, own)
-    missing = sorted(own.keys() - fitted.keys())
-    if missing:
-        raise SetupError(f"--encoder_weights {source}: lacks {len(missing)} of {len(own)} weights of {config.encoder_name} ({listing(missing, 3)}); "
-                         "name a file of the same encoder.")
+    fitted, left = fit_names(state, own)
+    missing = sorted(name for name in own.keys() - fitted.keys() if not name.endswith("num_batches_tracked"))  # older files lack those
+    parts = {part_of(name) for name in own}
+    strange = [f"{name} missing" for name in missing] or [f"{name} left over" for name in left if part_of(name) in parts]
+    if strange:
+        raise SetupError(f"--encoder_weights {source}: does not fit {title} ({listing(strange, 3)}); name a file of the same encoder.")
+    broken = [name for name, value in fitted.items() if not checkpoint.finite(value)]
+    if broken:
+        raise SetupError(f"--encoder_weights {source}: {listing(broken, 3)}: weights are not finite; get the file again.")
     for name, value in fitted.items():
         if value.shape != own[name].shape:
             fitted[name] = fit_bands(value, own[name].shape, source, name)
-    encoder_of(net).load_state_dict(fitted, strict=True)
-    left = len(state) - len(fitted)
-    return f"encoder   {config.encoder_name} from {source}" + (f" ({left} weights of its classifier left out)" if left else "")
+    nn.Module.load_state_dict(encoder_of(net), {**own, **fitted})  # some encoders of smp's have a load_state_dict of their own
+    return f"encoder   {title} from {source}" + (f" ({len(state) - len(fitted)} weights beyond it left out)" if len(state) > len(fitted) else "")
+
+
+def encoder_title(config):
+    """What the encoder is called: the networks without a choice have one of their own."""
+    return config.encoder_name if config.model_name in SMP else f"{config.model_name}'s encoder"
 
 
 def fit_names(state, own):
-    """The weights of `state` under the names of `own`: checkpoints put different words before the same names."""
-    best = {}
+    """The weights of `state` under the names of `own`: checkpoints put different words before them, and timm joins `stages.0` to `stages_0`.
+
+    Returns:
+        the weights, and the names that remain under the same prefix.
+    """
+    spelled, best, left = {name.replace(".", "_"): name for name in own}, {}, []
     for strip in PREFIXES:
-        for add in ("", "model."):
-            renamed = {add + name.removeprefix(strip): value for name, value in state.items() if name.startswith(strip)}
-            kept = {name: value for name, value in renamed.items() if name in own}
-            best = max(best, kept, key=len)
-    return best
+        for add in ("", "model_"):
+            places = {name: spelled.get(add + name.removeprefix(strip).replace(".", "_")) for name in state if name.startswith(strip)}
+            found = {place: state[name] for name, place in places.items() if place}
+            if len(found) > len(best):
+                best, left = found, [name.removeprefix(strip) for name, place in places.items() if not place]
+    return best, left
+
+
+def part_of(name):
+    """The first word of a weight's name, without numbers: `layer1` of layer1.2.bn1.bias, `stages` of model.stages_0.blocks.1.gamma."""
+    return re.split(r"[._]\d|\.", name.removeprefix("model."))[0]
 
 
 def fit_bands(weight, shape, source, name):
@@ -208,14 +228,20 @@ def file_state(path):
     """Weights from a local file: .safetensors, a state dict, or a checkpoint that holds one."""
     path = Path(path)
     if path.suffix == ".safetensors" and path.exists():
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError:
+            raise SetupError(f"--encoder_weights {path}: is no .safetensors file, or is damaged; copy or download it again.") from None
     return checkpoint.load_state(path)
 
 
 def imagenet_state(config):
     """The encoder's published ImageNet weights, from the local cache or the network."""
+    if config.model_name == "unet-dropout":
+        raise SetupError("--encoder_weights imagenet: unet-dropout has no published weights; leave the flag out, or choose another --model.")
     offline_if_unreachable()
     try:
         if config.model_name not in SMP:
@@ -229,7 +255,7 @@ def imagenet_state(config):
     except SetupError:
         raise
     except Exception as error:  # hub, urllib and smp each have their own
-        raise SetupError(f"--pretrained: the ImageNet weights of {config.encoder_name} cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:120]}); "
+        raise SetupError(f"--pretrained: the ImageNet weights of {encoder_title(config)} cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:120]}); "
                          "start from scratch with --no_pretrained, or name a local file with --encoder_weights FILE.") from None
 
 

@@ -1,5 +1,6 @@
 """A trained network as its checkpoint describes it: weights, bands, normalisation, classes. Ready to predict."""
 
+import re
 from typing import NamedTuple
 
 import torch
@@ -61,11 +62,13 @@ def load(path, options, say=print):
     checkpoint.load_weights(net, saved["model_state_dict"], path)
     net = net.to(device, memory_format=torch.channels_last).eval()
     binary = about["num_classes"] == 1
-    names = saved["class_names"] or [f"class_{i}" for i in range(2 if binary else about["num_classes"])]
+    count, names = 2 if binary else about["num_classes"], saved["class_names"]
+    if not isinstance(names, list) or len(names) != count:  # older checkpoints may say "auto", or name one class of two
+        names = [f"class_{i}" for i in range(count)]
     normalizer = normalizer_of(saved, about["in_channels"], options, path, say)
     encoder = f" with {about['encoder_name']}" if about["model_name"] in models.SMP else ""
     say(f"network   {about['model_name']}{encoder} from {path}, on {device}, {precision}")
-    return Network(str(path), net, about["model_name"], device, amp_dtype, normalizer, names, about["in_channels"], binary, saved["input"], saved.get("pixel_size"))
+    return Network(str(path), net, about["model_name"], device, amp_dtype, normalizer, list(map(str, names)), about["in_channels"], binary, saved["input"], saved.get("pixel_size"))
 
 
 def settled(config, options, path, say):
@@ -108,30 +111,49 @@ def normalizer_of(saved, bands, options, path, say):
 def scene_bands(network, path, say=print):
     """Which bands of the scene at `path` the network takes, as numbers from 1.
 
-    By name where the scene names all of them, else by place.
+    By name where the scene names all of them, else by place. An alpha band the network does not count is a mask.
 
     Raises:
         DataError: the scene's bands do not fit; both are named.
     """
-    with raster.open_raster(path) as src:
-        names, count = raster.band_names(src), src.count
+    with raster.Scene(path) as scene:
+        names, colour = raster.band_names(scene.src), scene.bands
     if not network.input:
-        if count != network.in_channels:
-            raise DataError(f"{path}: has {count} bands; the network takes {network.in_channels}. Give it a scene of these bands, in training order.")
-        return list(range(1, count + 1))
-    wanted, places = network.input["names"], network.input["of_scene"]
-    if all(names.count(name) == 1 for name in wanted) and not any(name.startswith("band_") for name in wanted):
-        found = [names.index(name) + 1 for name in wanted]
-        if found != places and count == network.input["scene_count"]:
-            say(f"note: {path}: bands {listing(wanted, 13)} taken by name, from {listing(found, 13)}")
-        return found
-    if count == network.input["scene_count"]:
-        return places
-    if count == len(wanted):
-        say(f"note: {path}: its {count} bands are taken as {listing(wanted, 13)}, in this order")
-        return list(range(1, count + 1))
-    raise DataError(f"{path}: has {count} bands ({listing(names, 13)}); the network was trained on {listing(wanted, 13)} of scenes with "
-                    f"{network.input['scene_count']} bands; give a scene with the same bands.")
+        if network.in_channels not in (len(names), len(colour)):
+            raise DataError(f"{path}: has {len(names)} bands; the network takes {network.in_channels}. Give it a scene of these bands, in training order.")
+        return list(range(1, len(names) + 1)) if network.in_channels == len(names) else colour
+    wanted = network.input["names"]
+    if not all(names.count(name) == 1 for name in wanted) or not all(map(speaks, wanted)):
+        return bands_by_place(network.input, names, colour, path, say)
+    found = [names.index(name) + 1 for name in wanted]
+    if found != network.input["of_scene"] and len(names) == network.input["scene_count"]:
+        say(f"note: {path}: bands {listing(wanted, 13)} taken by name, from {listing(found, 13)}")
+    return found
+
+
+def bands_by_place(trained, names, colour, path, say):
+    """The bands of a scene that does not name those the network was trained on; `colour` are its bands but for alpha."""
+    wanted, expected = trained["names"], trained["scene_count"]
+    everything = list(range(1, len(names) + 1))
+    whole = next((bands for bands in (everything, colour) if len(bands) == expected), None)
+    same = next((bands for bands in (everything, colour) if len(bands) == len(wanted)), None)
+    if whole:
+        found = [whole[place - 1] for place in trained["of_scene"]]
+    elif same:
+        found = same
+        say(f"note: {path}: its {len(same)} bands are taken as {listing(wanted, 13)}, in this order")
+    else:
+        raise DataError(f"{path}: has {len(names)} bands ({listing(names, 13)}); the network was trained on {listing(wanted, 13)} of scenes with "
+                        f"{expected} bands; give a scene with the same bands.")
+    others = [names[number - 1] for number in found]
+    if any(map(speaks, others)) and any(map(speaks, wanted)) and others != wanted:
+        say(f"warning: {path}: bands {listing(others, 13)} are taken by place for {listing(wanted, 13)}; if they are other bands, the map is wrong")
+    return found
+
+
+def speaks(name):
+    """Does a band's name tell more than its place?"""
+    return not re.fullmatch(r"band_\d+", name)
 
 
 def network_size(network, size):

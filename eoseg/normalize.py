@@ -5,14 +5,14 @@ import dataclasses as dc
 import numpy as np
 
 KINDS = ("percentile", "zscore", "none")  # what a new network may be trained with
-FLOAT_BITS = 20  # histogram keys of wide types: sign, exponent, 11 bits of mantissa; 0.05 % of the value
+CUT = 12  # bits of a float32 that histogram keys of wide types lack: sign, exponent, 11 bits of mantissa are left
 
 
 class BandStatistics:
     """Count, extremes, mean, deviation and percentiles of each band over any number of patches, in any order.
 
-    Integers up to 16 bits are counted value by value, so that their percentiles are exact; wider types fall into
-    bins 1/2048 of the value wide. Memory does not grow with the number of patches.
+    Integers up to 16 bits are counted value by value, so that their percentiles are exact; wider types are
+    rounded to 12 significant bits, 1/4096 of the value at most. Memory does not grow with the number of patches.
     """
 
     def __init__(self, bands):
@@ -59,8 +59,8 @@ class BandStatistics:
         upto = np.cumsum(times)
         rank = percent / 100 * (upto[-1] - 1)
         ends = np.searchsorted(upto, [np.floor(rank), np.ceil(rank)], side="right")
-        low, high = (float(keys[i] if small else sort_value(keys[i])) for i in ends)
-        return float(min(max(low + (high - low) * (rank % 1), self.low[band]), self.high[band]))
+        low, high = np.clip([keys[i] if small else sort_value(keys[i]) for i in ends], self.low[band], self.high[band]).astype(float)
+        return float(low + (high - low) * (rank % 1))
 
     def result(self):
         """A list with one dict of plain numbers per band."""
@@ -79,16 +79,17 @@ class BandStatistics:
 
 
 def sort_key(values):
-    """Integers that sort as the float32 values do, cut to their leading bits."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.int64)
-    ordered = np.where(bits >> 31, 0xFFFFFFFF - bits, bits + 0x80000000)
-    return ordered >> (32 - FLOAT_BITS)
+    """Integers that sort as the float32 values do, rounded to their leading bits; 0 and -0 have the same."""
+    with np.errstate(over="ignore"):  # a float64 beyond float32 counts as infinite, and is clipped to the extremes
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.int64)
+    ordered = np.where(bits >> 31, 0x100000000 - bits, bits + 0x80000000)
+    return (ordered + (1 << CUT - 1)) >> CUT
 
 
 def sort_value(key):
-    """The float in the middle of the bin that `sort_key` put it into."""
-    ordered = (int(key) << (32 - FLOAT_BITS)) + (1 << (31 - FLOAT_BITS))
-    bits = ordered - 0x80000000 if ordered >> 31 else 0xFFFFFFFF - ordered
+    """The float that `sort_key` rounded to."""
+    ordered = int(key) << CUT
+    bits = ordered - 0x80000000 if ordered >> 31 else 0x100000000 - ordered
     return np.uint32(bits).view(np.float32)
 
 

@@ -30,7 +30,7 @@ def find_pairs(folder, image_pattern, label_pattern, grid=None, own_grids=False,
     Returns:
         pairs in order of id, and the names of scenes without a label (or label without a scene).
     Raises:
-        SetupError: nothing matches, an id twice, or a grid is missing.
+        SetupError: nothing matches, an id twice or empty, or a grid is missing.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -61,6 +61,8 @@ def matching(files, pattern, flag):
     found = {}
     for path in files:
         match = expression.match(path.name)
+        if match and not match[1]:
+            raise SetupError(f"{flag} {pattern}: finds no id in {path.name}; its group must hold at least one character.")
         if match and found.setdefault(match[1], path) is not path:
             raise SetupError(f"{flag}: {found[match[1]]} and {path} both have the id {match[1]}; rename or move one of them.")
     return found

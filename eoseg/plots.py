@@ -1,6 +1,7 @@
 """Pictures: curves of a run, patches with their labels, maps beside their scene. Figures only, never pyplot's state."""
 
 import io
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from eoseg.coding import IGNORE
 from eoseg.errors import SetupError
 from eoseg.georef import ground_width
 
-# Paul Tol's "muted" scheme, safe for colour-blind eyes; classes beyond it repeat, darker
+# Paul Tol's "muted" scheme, safe for colour-blind eyes; classes beyond it repeat, darker, and at last are drawn by lot
 PALETTE = [(51, 34, 136), (17, 119, 51), (221, 204, 119), (204, 102, 119), (136, 204, 238), (170, 68, 153), (68, 170, 153), (153, 153, 51), (136, 34, 85)]
 USUAL = {  # what map readers expect for common names
     (51, 120, 200): "water river lake sea ocean flood flooded",
@@ -32,10 +33,11 @@ USUAL = {  # what map readers expect for common names
 def colours(names):
     """One (r, g, b) per class, 0 to 255: the usual one for a usual name, else the next of the palette; none twice."""
     by_word = {word: colour for colour, words in USUAL.items() for word in words.split()}
+    darker = (tuple(int(part * 0.8**turn) for part in colour) for turn in range(5) for colour in PALETTE)
+    spare = itertools.chain(darker, (tuple(np.random.default_rng(i).integers(30, 230, 3).tolist()) for i in itertools.count()))
     chosen, used = [], set()
-    for index, name in enumerate(names):
+    for name in names:
         wanted = by_word.get(name.lower())
-        spare = (tuple(int(part * 0.8**turn) for part in colour) for turn in range(40) for colour in PALETTE)
         colour = wanted if wanted and wanted not in used else next(c for c in spare if c not in used)
         chosen.append(colour)
         used.add(colour)
@@ -74,10 +76,9 @@ def rgb_order(names):
 
 
 def painted(classes, palette):
-    """Classes (H, W) as a picture (H, W, 3); unlabelled is white."""
-    table = np.full((256, 3), 255, np.uint8)
-    table[: len(palette)] = palette
-    return table[np.minimum(classes, 255)]
+    """Classes (H, W) as a picture (H, W, 3); what has no colour in the palette (unlabelled, nodata) is white."""
+    table = np.array([*palette, (255, 255, 255)], np.uint8)
+    return table[np.minimum(classes, len(palette))]
 
 
 def legend(axes, names, palette, **settings):
@@ -87,6 +88,8 @@ def legend(axes, names, palette, **settings):
 def draw_sample(folder, split, index):
     """One patch beside its label, as `sample_<split>_<index>.png` in the patch folder; returns the path."""
     pairs = patchset.find_pairs(folder, split)
+    if not pairs:
+        raise SetupError(f"--output {folder}: holds no patches of {split}; choose another --split, or another folder.")
     if index >= len(pairs):
         raise SetupError(f"--sample_index {index}: {split} in {folder} holds {len(pairs)} patches; give 0 to {len(pairs) - 1}.")
     image, label = pairs[index]
@@ -132,7 +135,7 @@ def draw_class_iou(history, names, path, title):
     figure = Figure(figsize=(9, 5))
     axes = figure.subplots()
     for name, colour in zip(names, colours(names)):
-        axes.plot([row["epoch"] for row in history], [row[f"iou_{name}"] for row in history], marker=".", color=np.array(colour) / 255, label=name)
+        axes.plot([row["epoch"] for row in history], [row.get(f"iou_{name}", np.nan) for row in history], marker=".", color=np.array(colour) / 255, label=name)
     axes.set(xlabel="epoch", ylabel="validation IoU", ylim=(0, 1), title=title)
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
@@ -157,21 +160,21 @@ def draw_folds(table, path, title):
     return save(figure, path)
 
 
-def draw_quicklook(scene_path, bands, names, map_path, class_names, path):
+def draw_quicklook(scene, names, map_path, class_names, path):
     """Scene and map side by side with a legend and a scale, at most 1,200 pixels high or wide.
 
     Args:
-        bands, names: numbers (from 1) and names of the bands the network saw.
+        scene: raster.Scene, open or closed. names: of its bands, as the network was trained on them.
     """
     order = rgb_order(names)
-    pixels, step = raster.thumbnail(scene_path, bands=[bands[i] for i in order])
+    pixels, step = raster.thumbnail(scene.path, bands=[scene.bands[i] for i in order], nodata=[scene.nodata[i] for i in order])
     classes, _ = raster.thumbnail(map_path)
     palette = colours(class_names)
     figure = Figure(figsize=(15, 7))
     left, right = figure.subplots(1, 2)
     left.imshow(stretched(pixels.filled(0), ~np.ma.getmaskarray(pixels).all(0)))
     left.set_title("scene")
-    right.imshow(painted(np.where(np.ma.getmaskarray(classes[0]), IGNORE, classes[0].data), palette))
+    right.imshow(painted(classes[0].astype(int).filled(len(palette)), palette))
     right.set_title("map")
     legend(right, class_names, palette, loc="upper left", bbox_to_anchor=(1, 1), fontsize=12)
     metres = ground_width(raster.header(map_path))

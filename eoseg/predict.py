@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from eoseg import files, plots, raster
-from eoseg.errors import SetupError
+from eoseg.errors import SetupError, listing
 from eoseg.georef import pixel_size
-from eoseg.mapfile import MapFile
+from eoseg.mapfile import SETTINGS, MapFile, check_settings, in_the_making
 from eoseg.network import network_size, scene_bands
 from eoseg.tiles import Window, blend_weights, starts
 
@@ -25,20 +25,25 @@ def predict(network, path, output, options, say=print, bar=lambda items, **setti
         network: network.Network. path: the scene. output: where the map goes; its folder is made. options: PredictionConfig.
         say: takes a line of report. bar: wraps an iterable to show progress.
     Returns:
-        the summary, as `MapFile.summary`.
+        the summary, as `MapFile.summary`; None when a map to resume was finished already.
     Raises:
         SetupError: the scene does not fit the network, or the output is there already.
     """
     output = Path(output)
+    if network.binary and options.background_value:
+        network = network._replace(class_names=network.class_names[::-1])  # a number keeps its meaning: names and colours swap with it
     with files.lock(output.parent, f".{output.name}.lock"):
         refuse_existing(output, path, options)
         check_nodata(network, options)
         bands = scene_bands(network, path, say)
         with raster.Scene(path, bands, options.input_nodata, options.require_all_bands) as scene:
             compare_pixel_size(network, path, say)
+            settings = settings_of(network, path, options)
+            if options.resume and is_finished(output, settings):
+                return None
             plan = Plan(scene.height, scene.width, network, options)
             say(f"scene     {path}: {scene.height} x {scene.width} pixels, {len(plan.rows) * len(plan.cols)} tiles of {plan.height} x {plan.width}")
-            canvas = open_map(network, scene, path, output, options)
+            canvas = open_map(network, scene, output, settings, options)
             if canvas.row:
                 say(f"resumed   after row {canvas.row}")
             fill(canvas, network, scene, plan, options, output, bar)
@@ -46,7 +51,7 @@ def predict(network, path, output, options, say=print, bar=lambda items, **setti
         summary = canvas.summary()
         if options.quicklook:
             names = network.input["names"] if network.input else scene.names
-            plots.draw_quicklook(path, bands, names, output, network.class_names, beside(output, "_quicklook.png"))
+            plots.draw_quicklook(scene, names, output, network.class_names, beside(output, "_quicklook.png"))
     return summary
 
 
@@ -56,11 +61,39 @@ def beside(output, ending):
 
 
 def refuse_existing(output, path, options):
-    """Inputs are never overwritten, existing maps only when told."""
-    if output.exists() and Path(path).exists() and output.samefile(path):
-        raise SetupError(f"--output {output}: is the input itself; name another file.")
-    if output.exists() and not (options.overwrite or options.resume):
-        raise SetupError(f"--output {output}: exists; give --overwrite to replace it, --resume to go on with a map that was cut off, or another name.")
+    """Inputs are never overwritten, existing maps and what lies beside them only when told."""
+    beside_it = {"_confidence.tif": options.save_confidence, "_patches": options.save_patches, "_quicklook.png": options.quicklook}
+    there = [file for file in (output, *(beside(output, ending) for ending, wanted in beside_it.items() if wanted)) if file.exists()]
+    for file in there:
+        if Path(path).exists() and file.samefile(path):
+            raise SetupError(f"--output {output}: {file} is the input itself; name another file.")
+    if there and not (options.overwrite or options.resume):
+        raise SetupError(f"--output {output}: {listing(file.name for file in there)} there already; "
+                         "give --overwrite to replace it, --resume to go on with a map that was cut off, or another name.")
+
+
+def settings_of(network, path, options):
+    """What decides a map's pixels; a run that is resumed must share it."""
+    source = Path(path)
+    return {
+        "model": hashlib.sha256(Path(network.path).read_bytes()).hexdigest(),
+        "scene": [source.name, source.stat().st_size] if source.exists() else [str(path)],
+        "scene_time": source.stat().st_mtime if source.exists() else None,
+        **{key: getattr(options, key) for key in ("patch_size", "overlap", "threshold", "background_value", "input_nodata", "require_all_bands",
+                                                  "output_nodata", "save_confidence", "use_amp", "normalization_percentile", "normalize_per_channel")},
+    }
+
+
+def is_finished(output, settings):
+    """Is there a whole map of these settings at `output`, and none in the making?
+
+    Raises:
+        SetupError: there is a whole map, of other settings.
+    """
+    if not output.exists() or in_the_making(output):
+        return False
+    check_settings(output, {key: value for key, value in settings.items() if key != "scene_time"}, raster.tags(output).get(SETTINGS, "{}"))
+    return True
 
 
 def check_nodata(network, options):
@@ -92,17 +125,13 @@ class Plan:
         return (self.rows[index + 1] if index + 1 < len(self.rows) else height) - self.rows[index]
 
 
-def open_map(network, scene, path, output, options):
-    """The map in the making, with all that a resumed run must share."""
-    source = Path(path)
-    settings = {
-        "model": hashlib.sha256(Path(network.path).read_bytes()).hexdigest(),
-        "scene": [source.name, source.stat().st_size, source.stat().st_mtime] if source.exists() else [str(path)],
-        **{key: getattr(options, key) for key in ("patch_size", "overlap", "threshold", "background_value", "input_nodata", "require_all_bands",
-                                                  "output_nodata", "save_confidence", "use_amp", "normalization_percentile", "normalize_per_channel")},
-    }
+def open_map(network, scene, output, settings, options):
+    """The map in the making."""
     look = {"height": scene.height, "width": scene.width, "crs": scene.crs, "transform": scene.transform}
     confidence = beside(output, "_confidence.tif") if options.save_confidence else None
+    if options.save_patches and not options.resume:
+        for old in beside(output, "_patches").glob("patch_*.tif"):  # of other tiles, perhaps
+            old.unlink()
     return MapFile(output, look, network.class_names, plots.colours(network.class_names), options.output_nodata, confidence, settings, options.resume)
 
 

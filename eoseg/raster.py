@@ -3,6 +3,8 @@
 Bands count from 1 here, as in GDAL. Windows are `tiles.Window`, rows before columns.
 """
 
+import html
+import logging
 import os
 import re
 import warnings
@@ -16,6 +18,7 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from affine import Affine
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
@@ -52,8 +55,12 @@ def open_raster(path):
     return src
 
 
-def check_file(path):
-    """What can be told before GDAL sees the file. Paths like /vsicurl/... and URLs are passed on as typed."""
+def check_file(path, above=()):
+    """What can be told before GDAL sees the file. Paths like /vsicurl/... and URLs are passed on as typed.
+
+    Args:
+        above: the VRTs that led to this file.
+    """
     if re.match(r"/vsi|[a-z0-9+]+://", str(path)):
         return
     file = Path(path)
@@ -62,21 +69,33 @@ def check_file(path):
     if not file.is_file():
         raise DataError(f"{path}: is not a file; name one raster.")
     with open(file, "rb") as f:
-        head = f.read(512)
+        head = f.read(4096)  # GDAL looks at fewer
     if not head:
         raise DataError(f"{path}: is empty (0 bytes); copy or download it again.")
     if b"<VRTDataset" in head:
         if file.suffix.lower() != ".vrt":
             raise DataError(f"{path}: is a VRT under another suffix; rename it to .vrt if you trust it.")
-        check_vrt(file)
+        check_vrt(file, above)
+    elif file.suffix.lower() in (".tif", ".tiff") and head[:2] not in (b"II", b"MM"):
+        raise DataError(f"{path}: is no TIFF, whatever its name says; copy or download it again, or give it its true suffix.")
 
 
-def check_vrt(file):
-    """Refuse a VRT that reaches outside its own folder: a file from a stranger could read any other."""
-    home = file.resolve().parent
-    for source in re.findall(r"<Source(?:Filename|Dataset)[^>]*>([^<]*)<", file.read_text(encoding="utf-8", errors="replace")):
-        if "://" in source or source.startswith("/vsi") or not (home / source).resolve().is_relative_to(home):
-            raise DataError(f"{file}: points outside its own folder, at {source}; copy the sources beside it.")
+def check_vrt(file, above=()):
+    """Refuse a VRT that reaches outside its own folder, itself or through another: a file from a stranger could read any other."""
+    home, text = file.resolve().parent, file.read_text(encoding="utf-8", errors="replace")
+    sources = re.findall(r"<Source(?:Filename|Dataset)\b([^<>]*)>([^<>]*)</Source", text)
+    if 2 * len(sources) != len(re.findall(r"(?i)source(?:filename|dataset)\b", text)):
+        raise DataError(f"{file}: names its sources in an unusual way; make it anew with gdalbuildvrt.")
+    for attributes, name in sources:
+        source = Path(html.unescape(name))
+        if not source.is_absolute() and not re.search(r"""relativeToVRT=["']1""", attributes):
+            raise DataError(f"{file}: has the source {name}, which is not relative to the VRT; make it anew with gdalbuildvrt.")
+        source = (home / source).resolve()
+        if not source.is_relative_to(home):
+            raise DataError(f"{file}: points outside its own folder, at {name}; copy the sources beside it.")
+        if source in above or source == file.resolve():
+            raise DataError(f"{file}: refers to itself; make it anew with gdalbuildvrt.")
+        check_file(source, (*above, file.resolve()))
 
 
 def check_header(src, path):
@@ -119,17 +138,24 @@ def choose_bands(names, wanted, where, flag="--bands"):
 # ---------------------------------------------------------------- pixels and which of them count
 
 
-def equals_nodata(pixels, nodata):
-    """Where `pixels` (any shape) hold the value `nodata`: a bool array, or None when none can."""
+def held(nodata, dtype):
+    """The value `nodata` as a pixel of `dtype` holds it; None when none can (-9999 in uint8, as many files are tagged)."""
     if nodata is None:
         return None
-    if np.isnan(nodata):
-        return np.isnan(pixels) if pixels.dtype.kind == "f" else None
-    if pixels.dtype.kind == "f":
-        return pixels == np.asarray(nodata).astype(pixels.dtype)  # a tag of -3.4e38 is a rounded float32
-    info = np.iinfo(pixels.dtype)
-    fits = float(nodata).is_integer() and info.min <= nodata <= info.max
-    return pixels == pixels.dtype.type(int(nodata)) if fits else None
+    if np.dtype(dtype).kind == "f":
+        with np.errstate(over="ignore"):
+            value = float(np.dtype(dtype).type(nodata))  # a tag of -3.4e38 is a rounded float32
+        return value if np.isfinite(value) or not np.isfinite(nodata) else None
+    info = np.iinfo(dtype)
+    return int(nodata) if float(nodata).is_integer() and info.min <= nodata <= info.max else None
+
+
+def equals_nodata(pixels, nodata):
+    """Where `pixels` (any shape) hold the value `nodata`: a bool array, or None when none can."""
+    value = held(nodata, pixels.dtype)
+    if value is None:
+        return None
+    return np.isnan(pixels) if value != value else pixels == pixels.dtype.type(value)
 
 
 def missing_and_valid(pixels, nodata, require_all_bands=False):
@@ -156,11 +182,17 @@ def missing_and_valid(pixels, nodata, require_all_bands=False):
     return missing, valid
 
 
+def mask_kind(src):
+    """What marks pixels of all bands as invalid, nodata values aside: `mask`, `alpha`, or None."""
+    flags = src.mask_flag_enums[0]
+    return None if MaskFlags.per_dataset not in flags else "alpha" if MaskFlags.alpha in flags else "mask"
+
+
 class Scene:
     """An open scene: the bands in use, and one answer to which of its pixels count.
 
     Args:
-        bands: numbers or names; all bands when None, except an alpha band, which is a mask.
+        bands: numbers or names; all bands when None, except an alpha band, which is a mask unless it is named here.
         nodata: value to use in place of the file's tag.
     """
 
@@ -171,10 +203,12 @@ class Scene:
         self.bands = choose_bands(names, bands, path) if bands else colour or [1]
         self.alpha = len(colour) < self.src.count
         self.names = [names[band - 1] for band in self.bands]
-        tags = [self.src.nodatavals[band - 1] for band in self.bands]
-        self.nodata = [nodata] * len(self.bands) if nodata is not None else tags
-        self.masked = any(MaskFlags.per_dataset in flags for flags in self.src.mask_flag_enums)
         self.dtype = np.result_type(*(self.src.dtypes[band - 1] for band in self.bands))
+        if nodata is not None and held(nodata, self.dtype) is None:
+            raise SetupError(f"--input_nodata {nodata:g}: no pixel of {path} can hold it, its type is {self.dtype}; give a value that occurs.")
+        tags = [self.src.nodatavals[band - 1] for band in self.bands]
+        self.nodata = [held(value, self.dtype) for value in ([nodata] * len(tags) if nodata is not None else tags)]
+        self.masked = mask_kind(self.src) == "mask" or mask_kind(self.src) == "alpha" and set(self.bands) <= set(colour)
         self.height, self.width = self.src.height, self.src.width
         self.crs, self.transform = self.src.crs, self.src.transform
 
@@ -227,13 +261,16 @@ def same_grid(one, other, tolerance=0.01):
     )
 
 
-def aligned(src, scene, src_nodata):
+def aligned(src, scene):
     """A view of the open raster `src` on the grid of `scene`, by nearest neighbour, with an alpha band last.
 
-    The alpha band is 0 where the view leaves `src` or meets `src_nodata` (None: no value is nodata).
+    The alpha band is 0 where the view leaves `src` or meets its mask; values pass unchanged, the one of the nodata tag too.
     """
-    return WarpedVRT(src, crs=scene.crs, transform=scene.transform, width=scene.width, height=scene.height,
-                     resampling=Resampling.nearest, src_nodata=src_nodata, add_alpha=True, tolerance=0.0)
+    try:
+        return WarpedVRT(src, crs=scene.crs, transform=scene.transform, width=scene.width, height=scene.height, resampling=Resampling.nearest,
+                         src_nodata=None, add_alpha=True, tolerance=1e-6)  # pixels; rasterio fails on a tolerance of 0
+    except (RasterioError, CPLE_BaseError):
+        raise DataError(f"{src.name}: nothing leads from its CRS to that of {scene.path}; give both the same with gdal_edit.py -a_srs.") from None
 
 
 # ---------------------------------------------------------------- patches
@@ -250,6 +287,7 @@ def patch_bytes(pixels, transform, crs, nodata=None, names=None, compress=True, 
     """
     count, height, width = pixels.shape
     options = {"compress": "deflate", "predictor": 2, "zlevel": 1} if compress else {}
+    options["alpha"] = "no"  # GDAL takes the last of four 8-bit bands for transparency; in patches it is a band
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), MemoryFile() as memory:
         with memory.open(driver="GTiff", count=count, height=height, width=width, dtype=pixels.dtype, crs=crs,
                          transform=transform, nodata=nodata, interleave="band", blockysize=height, **options) as dst:
@@ -290,6 +328,7 @@ def read_with_tifffile(path):
     """Pixels, nodata tag, mask; None where GDAL must try: no TIFF, a codec tifffile lacks, or damage."""
     import tifffile
 
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it complains of -3.4028234663852886e+38, a tag many programs write
     try:
         with tifffile.TiffFile(path) as tif:
             images = [page for page in tif.pages if not page.subfiletype]  # overviews and masks have a type
@@ -311,7 +350,7 @@ def read_with_tifffile(path):
 def read_with_gdal(path):
     with open_raster(path) as src:
         try:
-            masked = any(MaskFlags.per_dataset in flags for flags in src.mask_flag_enums)
+            masked = mask_kind(src) == "mask"  # an alpha band is read as a band, as tifffile does
             return src.read(), src.nodata, src.dataset_mask() > 0 if masked else True
         except RasterioError as error:
             raise DataError(f"{path}: cannot be read ({deepest(error)}); it is damaged, extract it again.") from None
@@ -325,25 +364,29 @@ def raw_to_cog(raw, target, look, overview="MODE"):
     Args:
         raw: file of height x width pixels, row after row, in the machine's byte order.
         look: dict of height, width, dtype, crs, transform, nodata, description, and for classes
-            `colours` [(r, g, b)] and `names`.
+            `colours` [(r, g, b)] and `names`; perhaps `tags`, a dict of text.
         overview: how GDAL thins the overviews: MODE for classes, AVERAGE for measurements.
     """
-    vrt = files.part_of(target, "part.vrt")
+    vrt, part_names = files.part_of(target, "part.vrt"), files.part_of(target, "part.aux.xml")
+    names = target.with_name(target.name + ".aux.xml")
+
+    def complete(part):
+        check_map(part, look)
+        if part_names.exists():  # class names: first the names, then the map, so that no map stands there without
+            files.put(part_names, names)
+        else:
+            names.unlink(missing_ok=True)  # GDAL's notes on the map that stood here before
+
     try:
         vrt.write_text(vrt_of(raw, look), encoding="utf-8")
-        with files.replacing(target, check=lambda part: check_map(part, look)) as part:
-            aux = part.with_name(part.name + ".aux.xml")
-            try:
-                rasterio.shutil.copy(vrt, part, driver="COG", compress="DEFLATE", bigtiff="IF_SAFER",
-                                     overview_resampling=overview, predictor="YES", num_threads="2")
-                if aux.exists():  # class names: first the names, then the map, so that no map stands there without
-                    files.put(aux, target.with_name(target.name + ".aux.xml"))
-            finally:
-                aux.unlink(missing_ok=True)
+        with files.replacing(target, check=complete) as part:
+            rasterio.shutil.copy(vrt, part, driver="COG", compress="DEFLATE", bigtiff="IF_SAFER",
+                                 overview_resampling=overview, predictor="YES", num_threads="2")
     except RasterioError as error:
         raise SetupError(f"{target}: could not be written ({deepest(error)}); is the disk full?") from None
     finally:
         vrt.unlink(missing_ok=True)
+        part_names.unlink(missing_ok=True)
 
 
 def check_map(path, look):
@@ -354,13 +397,24 @@ def check_map(path, look):
         src.checksum(1)  # every block decodes
 
 
-def thumbnail(path, longest=1200, bands=None):
-    """A reduced view by nearest pixel: (B, h, w) masked array, and how many pixels of the file one of its pixels spans."""
+def thumbnail(path, longest=1200, bands=None, nodata=None):
+    """A reduced view by nearest pixel: (B, h, w) masked array, and how many pixels of the file one of its pixels spans.
+
+    Masked as the file says, and where no finite number stands or, in each band, its value in `nodata`.
+    """
     with open_raster(path) as src:
         step = max(1.0, max(src.height, src.width) / longest)
         shape = max(1, round(src.height / step)), max(1, round(src.width / step))
         bands = bands or src.indexes
-        return src.read(bands, out_shape=(len(bands), *shape), masked=True, resampling=Resampling.nearest), step
+        found = src.read(bands, out_shape=(len(bands), *shape), masked=True, resampling=Resampling.nearest)
+    missing, _ = missing_and_valid(found.data, nodata or [None] * len(bands))
+    return np.ma.array(found.data, mask=np.ma.getmaskarray(found) | missing), step
+
+
+def tags(path):
+    """The texts a raster carries, a dict."""
+    with open_raster(path) as src:
+        return src.tags()
 
 
 class Header(NamedTuple):

@@ -27,7 +27,7 @@ class Schedule:
             return self.start + (1 - self.start) * step / self.warmup
         through = (step - self.warmup) / max(self.steps - self.warmup, 1)
         if self.kind == "cosine":
-            factor = (1 + math.cos(math.pi * min(through, 1))) / 2
+            factor = cosine(1.0, 0.0, through)
         elif self.kind == "one_cycle":
             rise = 0.0 if self.warmup else 0.3  # a warm-up is the rise
             factor = cosine(0.04, 1.0, through / rise) if through < rise else cosine(1.0, 0.0, (through - rise) / (1 - rise))

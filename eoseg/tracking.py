@@ -1,14 +1,24 @@
 """What a run says while it works: bars and lines."""
 
 import sys
+import time
 
 from tqdm import tqdm
 
 
-def bar(items, **settings):
+def bar(items, desc="", total=None, unit="it"):
     """A progress bar on stderr; where that is no terminal, one line a minute."""
-    live = sys.stderr.isatty()
-    return tqdm(items, mininterval=0.2 if live else 60, miniters=None if live else 1, delay=0 if live else 60, leave=False, **settings)
+    return tqdm(items, desc, total, leave=False, unit=unit) if sys.stderr.isatty() else lines(items, desc, total)
+
+
+def lines(items, desc, total, pause=60):
+    """Pass `items` on, and say after each `pause` seconds how many are done."""
+    total, said = len(items) if total is None else total, time.monotonic()
+    for done, item in enumerate(items):
+        if time.monotonic() - said >= pause:
+            said = time.monotonic()
+            print(f"{desc}: {done} of {total}", file=sys.stderr, flush=True)
+        yield item
 
 
 def epoch_line(row, epochs, best):

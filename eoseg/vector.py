@@ -7,8 +7,9 @@ from typing import NamedTuple
 import geopandas
 import numpy as np
 import shapely
+from pyproj.exceptions import ProjError
 
-from eoseg.errors import SetupError, listing
+from eoseg.errors import DataError, SetupError, listing
 from eoseg.tiles import Window, snap
 
 SUFFIXES = {".shp", ".gpkg", ".geojson", ".json", ".fgb", ".gml", ".kml", ".parquet", ".geoparquet", ".feather", ".zip", ".gdb", ".sqlite"}
@@ -25,17 +26,18 @@ def read_layer(path, crs=None):
     Args:
         crs: the CRS to believe in place of the file's.
     Raises:
-        SetupError: missing, unreadable, several layers, or coordinates that cannot be degrees in a geographic CRS.
+        DataError: missing, unreadable, or coordinates that cannot be degrees in a geographic CRS.
+        SetupError: several layers, or no such CRS.
     """
     file, _, layer = str(path).partition("|layername=")
     if not Path(file).exists():
-        raise SetupError(f"{file}: no such file; check the path.")
+        raise DataError(f"{file}: no such file; check the path.")
     try:
         frame = read_any(file, layer)
     except SetupError:
         raise
     except Exception as error:  # pyogrio, pyarrow and fiona each have their own
-        raise SetupError(f"{path}: cannot be read as a vector file ({error}); check it with ogrinfo.") from None
+        raise DataError(f"{path}: cannot be read as a vector file ({error}); check it with ogrinfo.") from None
     if crs == "image":
         frame = frame.set_crs(None, allow_override=True)  # `onto` takes it as the image's
     elif crs:
@@ -54,7 +56,7 @@ def read_any(file, layer):
     layers = geopandas.list_layers(file)
     spatial = layers[layers["geometry_type"].notna()]["name"].tolist()
     if not spatial:
-        raise SetupError(f"{file}: holds no layer with geometries; choose another file.")
+        raise DataError(f"{file}: holds no layer with geometries; choose another file.")
     if len(spatial) > 1 and not layer:
         raise SetupError(f"{file}: holds the layers {listing(spatial)}; choose one as '{file}|layername={spatial[0]}'.")
     return geopandas.read_file(file, layer=layer or spatial[0])
@@ -66,19 +68,28 @@ def check_degrees(frame, path):
         return
     west, south, east, north = frame.total_bounds
     if not (-400 <= west and east <= 400 and -90.5 <= south and north <= 90.5):
-        raise SetupError(f"{path}: reads as {frame.crs.to_string()} (degrees), but its coordinates run from {west:.0f} {south:.0f} to "
+        raise DataError(f"{path}: reads as {frame.crs.to_string()} (degrees), but its coordinates run from {west:.0f} {south:.0f} to "
                          f"{east:.0f} {north:.0f}; name the true CRS: --vector_crs EPSG:..., or --vector_crs image for the image's own.")
 
 
 def onto(frame, crs, path, say=print):
-    """The frame in the image's CRS; one without a CRS is taken to be in it already, which is said."""
+    """The frame in the image's CRS; where one of the two has none, they are taken to have the same, which is said.
+
+    Raises:
+        DataError: no way leads from one CRS to the other.
+    """
     if crs is None:
+        if frame.crs is not None:
+            say(f"note: {path}: the image has no CRS; these coordinates are taken as the image's")
         return frame
     crs = crs.to_wkt()
     if frame.crs is None:
         say(f"note: {path}: has no CRS; taken as the image's")
         return frame.set_crs(crs)
-    return frame if frame.crs == crs else frame.to_crs(crs)
+    try:
+        return frame if frame.crs == crs else frame.to_crs(crs)
+    except ProjError:
+        raise DataError(f"{path}: nothing leads from its CRS, {frame.crs.name}, to the image's; name its true one with --vector_crs.") from None
 
 
 class Cell(NamedTuple):
@@ -105,7 +116,7 @@ def cells(frame, ids, transform, patch_size, resample=False):
     Returns:
         list of Cell; ids of polygons without a geometry, or beyond what the image's CRS can express.
     Raises:
-        SetupError: a geometry that is no single polygon.
+        DataError: a geometry that is no single polygon.
     """
     shapes = frame.geometry.to_numpy()
     usable = ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
@@ -113,7 +124,7 @@ def cells(frame, ids, transform, patch_size, resample=False):
     shapes, names = shapes[usable], [name for name, use in zip(ids, usable) if use]
     wrong = [n for n, s in zip(names, shapes) if s.area == 0 or s.geom_type not in ("Polygon", "MultiPolygon") or shapely.get_num_geometries(s) > 1]
     if wrong:
-        raise SetupError(f"--grid: cells {listing(wrong)} are no single polygons (points, lines or several parts); give one polygon per cell.")
+        raise DataError(f"--grid: cells {listing(wrong)} are no single polygons (points, lines or several parts); give one polygon per cell.")
     t = ~transform
     pixels = shapely.transform(shapes, lambda xy: xy @ np.array([[t.a, t.d], [t.b, t.e]]) + (t.c, t.f))
     found = []

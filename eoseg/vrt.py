@@ -16,7 +16,8 @@ def vrt_of(raw, look):
     place = "" if look["transform"].is_identity else f"<GeoTransform>{', '.join(map(repr, look['transform'].to_gdal()))}</GeoTransform>"
     colours = "".join(f'<Entry c1="{r}" c2="{g}" c3="{b}" c4="255"/>' for r, g, b in look.get("colours", []))
     names = "".join(f"<Category>{escape(name)}</Category>" for name in look.get("names", []))
-    tags = "".join(f'<MDI key="CLASS_{i}">{escape(name)}</MDI>' for i, name in enumerate(look.get("names", [])))
+    told = look.get("tags", {}) | {f"CLASS_{i}": name for i, name in enumerate(look.get("names", []))}
+    tags = "".join(f'<MDI key="{key}">{escape(text)}</MDI>' for key, text in told.items())
     return (
         f'<VRTDataset rasterXSize="{look["width"]}" rasterYSize="{look["height"]}">{crs}{place}'
         f"{f'<Metadata>{tags}</Metadata>' if tags else ''}"

@@ -9,7 +9,7 @@ run "$PYTHON" Patch_extraction_v2.py single --image sample/scene.tif --label sam
     --label_field name --label_map water=0 crop=1 tree=2 developed=3 \
     --grid sample/grid.gpkg --split_column split --patch_size 128 --output demo/patches --overwrite
 run "$PYTHON" main_v2.py --model unet --encoder_name resnet18 --no_pretrained --classes 4 \
-    --dataset_root demo/patches --epochs 40 --scheduler_type one_cycle --learning_rate 1e-3 --patience 40 \
+    --dataset_root demo/patches --epochs 60 --patience 60 --batch_size 4 --dropout_rate 0.1 --scheduler_type one_cycle --learning_rate 1e-3 \
     --save_dir demo/model --overwrite
 run "$PYTHON" Predict_large_image_v2.py --model demo/model/unet_final.pth --input sample/scene.tif \
     --output demo/map.tif --save_confidence --quicklook --overwrite

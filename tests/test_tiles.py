@@ -1,0 +1,168 @@
+"""Windows, tiles and blending weights against hand figures."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from eoseg.tiles import Window, blend_weights, largest_remainder, next_multiple, regular_windows, snap, starts
+
+AXES = [(2048, 512, 128), (2048, 512, 64), (2048, 512, 0), (512, 512, 128), (513, 512, 128), (700, 512, 128), (895, 512, 128), (897, 512, 128), (100, 64, 63),
+        (200, 64, 50), (129, 64, 16), (65, 64, 32), (64, 64, 63), (10, 64, 16), (1, 1, 0), (7, 3, 2), (300, 96, 60), (97, 96, 95), (1000, 33, 7)]
+
+
+def test_2048_pixels_at_512_and_128_take_5_tiles_an_axis_25_in_all():
+    assert starts(2048, 512, 128) == [0, 384, 768, 1152, 1536]
+    assert len(starts(2048, 512, 128)) ** 2 == 25
+
+
+@pytest.mark.parametrize("length, size, overlap, wanted", [
+    (512, 512, 128, [0]), (513, 512, 128, [0, 1]), (896, 512, 128, [0, 384]), (897, 512, 128, [0, 384, 385]), (1024, 512, 0, [0, 512]), (1025, 512, 0, [0, 512, 513]),
+    (10, 64, 16, [0]), (7, 3, 2, [0, 1, 2, 3, 4]), (1, 1, 0, [0]),
+])
+def test_starts_by_hand(length, size, overlap, wanted):
+    assert starts(length, size, overlap) == wanted
+
+
+@pytest.mark.parametrize("length, size, overlap", AXES)
+def test_tiles_cover_an_axis_none_twice_and_none_beyond_it(length, size, overlap):
+    found = starts(length, size, overlap)
+    seen = np.zeros(max(length, size), int)
+    for start in found:
+        seen[start : start + size] += 1
+    assert seen.min() >= 1 and len(set(found)) == len(found) and found == sorted(found)
+    assert found[0] == 0 and (found[-1] + size == length or length < size)
+    assert all(b - a <= size - overlap for a, b in zip(found, found[1:]))  # at least the overlap that was asked for
+
+
+def test_as_few_tiles_as_can_be():
+    for length, size, overlap in AXES:
+        if length > size:
+            assert len(starts(length, size, overlap)) == -(-(length - overlap) // (size - overlap))
+
+
+@pytest.mark.parametrize("overlap", [-1, 64, 65])
+def test_an_overlap_that_leaves_no_step_is_refused(overlap):
+    with pytest.raises(ValueError, match="overlap"):
+        starts(100, 64, overlap)
+
+
+@pytest.mark.parametrize("length, size, overlap", AXES)
+def test_weights_add_up_to_exactly_1_in_float32(length, size, overlap):
+    weights, first = blend_weights(length, size, overlap), starts(length, size, overlap)
+    assert weights.shape == (len(first), size) and weights.dtype == np.float32
+    total = np.zeros(max(length, size), np.float32)
+    for start, weight in zip(first, weights):
+        total[start : start + size] += weight
+    assert (total == np.float32(1)).all()
+    assert (weights >= 0).all() and (weights * 64 == np.rint(weights * 64)).all()
+
+
+@pytest.mark.parametrize("length, size, overlap", AXES)
+def test_outer_sides_and_places_of_one_tile_weigh_1(length, size, overlap):
+    weights, first = blend_weights(length, size, overlap), starts(length, size, overlap)
+    seen = np.zeros(max(length, size), int)
+    for start in first:
+        seen[start : start + size] += 1
+    for start, weight in zip(first, weights):
+        assert (weight[seen[start : start + size] == 1] == 1).all()
+    if overlap <= size // 2:
+        assert weights[0, 0] == weights[-1, -1] == 1  # no dark frame
+
+
+def test_weights_fall_smoothly_towards_the_neighbour():
+    left, right = blend_weights(896, 512, 128)[:, [*range(384, 512)]][0], blend_weights(896, 512, 128)[1, :128]
+    assert np.array_equal(left + right, np.ones(128, np.float32))
+    assert (np.diff(left) <= 0).all() and left[0] == 1 and left[-1] == 0 and left[64] == pytest.approx(0.5, abs=1 / 64)
+    assert np.abs(np.diff(left)).max() <= 2 / 64
+
+
+@pytest.mark.parametrize("size, overlap", [(16, 8), (16, 13), (12, 3)])
+def test_blended_probabilities_are_exact_in_any_order(size, overlap):
+    height, width = 45, 38
+    rng = np.random.default_rng(0)
+    rows, cols = blend_weights(height, size, overlap), blend_weights(width, size, overlap)
+    tiles = [(i, j) for i in range(len(rows)) for j in range(len(cols))]
+    probability = rng.integers(0, 2**12 + 1, (len(tiles), size, size)).astype(np.float32) / np.float32(2**12)
+
+    def blended(order, dtype=np.float32):
+        total = np.zeros((height, width), dtype)
+        for number in order:
+            (i, j), tile = tiles[number], probability[number].astype(dtype)
+            row, col = starts(height, size, overlap)[i], starts(width, size, overlap)[j]
+            total[row : row + size, col : col + size] += tile * (rows[i][:, None] * cols[j]).astype(dtype)
+        return total
+
+    wanted = blended(range(len(tiles)))
+    for _ in range(5):
+        assert np.array_equal(blended(rng.permutation(len(tiles))), wanted)
+    assert np.array_equal(blended(range(len(tiles)), np.float64), wanted)  # nothing was rounded
+
+
+def test_a_pixels_own_answer_comes_back_however_it_is_tiled():
+    truth = np.random.default_rng(1).integers(0, 2**12 + 1, 1000).astype(np.float32) / np.float32(2**12)
+    for size, overlap in [(64, 0), (64, 32), (100, 99), (33, 7)]:
+        total = np.zeros(1000, np.float32)
+        for start, weight in zip(starts(1000, size, overlap), blend_weights(1000, size, overlap)):
+            total[start : start + size] += truth[start : start + size] * weight
+        assert np.array_equal(total, truth)
+
+
+# ---------------------------------------------------------------- windows
+
+
+@pytest.mark.parametrize("size", [64, 65, 1, 224])
+@pytest.mark.parametrize("first", [0, 1, 37, 10000, -20])
+def test_a_cell_goes_to_the_nearest_whole_pixels(first, size):
+    centre = first + size / 2
+    for shift in (0, 1e-9, -1e-9, 1e-7, 0.4, -0.4, 0.499, -0.499):
+        assert snap(centre + shift, size) == first
+    for shift, moved in ((0.501, 1), (-0.501, -1), (0.6, 1), (1.4, 1), (-1.4, -1)):
+        assert snap(centre + shift, size) == first + moved
+    assert type(snap(centre, size)) is int
+
+
+def test_a_grid_half_a_pixel_off_moves_all_its_cells_the_same_way():
+    moved = {snap(row + 32 + 0.5 + noise, 64) - row for row in range(-640, 640, 64) for noise in (0, 1e-9, -1e-9)}
+    assert moved == {1}
+
+
+@pytest.mark.parametrize("window, wanted", [
+    (Window(0, 0, 4, 5), Window(0, 0, 4, 5)), (Window(-1, -2, 4, 5), Window(0, 0, 3, 3)), (Window(8, 17, 4, 5), Window(8, 17, 2, 3)),
+    (Window(-5, -5, 100, 100), Window(0, 0, 10, 20)), (Window(10, 0, 4, 5), None), (Window(0, 20, 4, 5), None), (Window(-4, 0, 4, 5), None), (Window(9, 19, 1, 1), Window(9, 19, 1, 1)),
+])
+def test_a_window_is_clipped_to_the_image(window, wanted):
+    assert window.clipped(10, 20) == wanted
+
+
+@pytest.mark.parametrize("height, width, size, count", [(64, 64, 64, 1), (65, 64, 64, 2), (640, 320, 64, 50), (10, 300, 64, 5)])
+def test_a_regular_grid_covers_each_pixel_once(height, width, size, count):
+    windows = regular_windows(height, width, size)
+    seen = np.zeros((height, width), int)
+    for window in windows:
+        part = window.clipped(height, width)
+        seen[part.row : part.row + part.height, part.col : part.col + part.width] += 1
+        assert (window.height, window.width) == (size, size)
+    assert (seen == 1).all() and len(windows) == count
+    assert windows == sorted(windows)
+
+
+@pytest.mark.parametrize("length, stride, wanted", [(1, 32, 32), (32, 32, 32), (33, 32, 64), (512, 16, 512), (5, 1, 5)])
+def test_the_next_multiple(length, stride, wanted):
+    assert next_multiple(length, stride) == wanted
+
+
+@pytest.mark.parametrize("count, ratios, wanted", [
+    (100, (0.75, 0.2, 0.05), [75, 20, 5]), (10, (0.75, 0.2, 0.05), [8, 2, 0]), (1, (0.2, 0.75, 0.05), [0, 1, 0]), (3, (1, 1, 1), [1, 1, 1]), (4, (1, 1, 1), [2, 1, 1]),
+    (5, (1, 1, 1), [2, 2, 1]), (0, (1, 1), [0, 0]), (7, (0, 0, 1), [0, 0, 7]), (10, (0.7, 0.2, 0.1), [7, 2, 1]), (30, (0.1, 0.2, 0.7), [3, 6, 21]),
+])
+def test_largest_remainder_by_hand(count, ratios, wanted):
+    assert largest_remainder(count, ratios) == wanted
+
+
+def test_largest_remainders_always_add_up_and_miss_by_less_than_one():
+    for count, a, b in itertools.product(range(0, 60, 7), (0, 0.1, 0.333, 0.75), (0, 0.2, 0.6)):
+        ratios = (a, b, 1 - a - b)
+        if ratios[2] >= 0:
+            found = largest_remainder(count, ratios)
+            assert sum(found) == count and all(abs(n - r * count) < 1 for n, r in zip(found, ratios))
