@@ -108,6 +108,8 @@ def info(args):
     from eoseg.patchset import load_metadata
 
     metadata = load_metadata(args.output)
+    if not {"patches", "bands", "statistics", "class_pixels", "skipped", "settings"} <= metadata.keys():
+        raise errors.SetupError(f"{args.output}/patch_metadata.json: was written by another program, or an older one; extract the patches again.")
     print(f"{args.output}: patches of {metadata['settings']['patch_size']} pixels")
     for split, count in metadata["patches"].items():
         print(f"  {split:<12}{count}")

@@ -181,8 +181,12 @@ def fit(config, splits, metadata):
     if config.resume and resume(run):
         print(f"{path_of(config, 'last.pth')}: the run is finished after {run.epoch} epochs; nothing to do")
         return files.read_json(path_of(config, "metrics.json"))
-    while run.epoch < config.epochs and run.waited < config.patience:
-        one_epoch(run, *loaders[:2])
+    try:
+        while run.epoch < config.epochs and run.waited < config.patience:
+            one_epoch(run, *loaders[:2])
+    except torch.OutOfMemoryError:
+        raise SetupError(f"--batch_size {config.batch_size}: does not fit the memory of {run.device} with --model {config.model_name}; halve it, "
+                         "or give a smaller --patch_size, or --use_amp.") from None
     if run.epoch < config.epochs:
         print(f"stopped   {run.waited} epochs without a better {config.monitor}")
     return finish(run, loaders[1], loaders[2])
@@ -324,7 +328,7 @@ def train_epoch(run, loader):
     models.freeze_encoder(run.net, frozen)
     models.train_mode(run.net, frozen)
     total, before = torch.zeros(2, device=run.device), None
-    for image, target, index in bar(loader, desc=f"epoch {run.epoch + 1}", unit="batch"):
+    for image, target, index in bar(data.batches(loader), desc=f"epoch {run.epoch + 1}", total=len(loader), unit="batch"):
         run.schedule.apply(run.optimizer)
         loss, labelled = train_step(run, image, target)
         total += torch.stack([loss * labelled, labelled])
@@ -372,7 +376,7 @@ def evaluate(run, loader):
     """Loss, averaged over labelled pixels, and scores of the network as it is."""
     run.net.eval()
     confusion, total = Confusion(len(run.names), run.device), torch.zeros(2, device=run.device)
-    for image, target, _ in loader:
+    for image, target, _ in data.batches(loader):
         target = target.to(run.device, non_blocking=True)
         with autocast(run.device, run.amp_dtype):
             logits = run.net(image.to(run.device, non_blocking=True, memory_format=torch.channels_last))
@@ -452,6 +456,7 @@ def resume(run):
 def finish(run, validation_loader, test_loader):
     """The best network by validation IoU is tested, saved as final and reported. Returns the metrics."""
     config = run.config
+    last = {name: value.clone() for name, value in run.net.state_dict().items()}
     best = checkpoint.load(path_of(config, "best_iou.pth"), run.device)
     checkpoint.load_weights(run.net, best["model_state_dict"], path_of(config, "best_iou.pth"))
     _, validation = evaluate(run, validation_loader)
@@ -464,6 +469,7 @@ def finish(run, validation_loader, test_loader):
     history = {key: [row.get(key) for row in run.history] for key in run.history[-1]}
     metrics = {"test": test, "validation": validation, "config": best["config"], "history": history, "test_metrics": test, "training_history": history}
     files.write_json(path_of(config, "metrics.json"), metrics)
+    run.net.load_state_dict(last)  # what more epochs, should they be asked for, go on from
     run.finished = True
     save_last(run)
     print(f"best      epoch {best['performance_metrics']['epoch']}; on validation:\n{score_table(validation)}")

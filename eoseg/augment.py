@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-IGNORE = 255
+from eoseg.coding import IGNORE
 
 
 def augment(image, target, key):

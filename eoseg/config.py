@@ -18,6 +18,8 @@ LOSSES = ("ce", "dice", "focal", "tversky", "dice_ce", "focal_dice", "combo")
 class Parser(argparse.ArgumentParser):
     """argparse, with our one-line errors, no abbreviations, and words such as -1=ignore or -3.4e+38 taken as values."""
 
+    words = ()  # those being parsed
+
     def __init__(self, **settings):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
 

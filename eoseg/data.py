@@ -213,8 +213,17 @@ class Order:
 def make_loader(patches, batch_size, seed, workers, device):
     """A loader whose batches follow `Order`; set `loader.batch_sampler.epoch` before each epoch."""
     order = Order(len(patches), batch_size, seed)
-    return DataLoader(patches, batch_sampler=order, num_workers=workers, pin_memory=device.type == "cuda",
+    own = torch.Generator()  # the loader draws a seed whenever it starts its workers: from torch's own generator, that would shift the dropout
+    return DataLoader(patches, batch_sampler=order, num_workers=workers, pin_memory=device.type == "cuda", generator=own,
                       persistent_workers=workers > 0, worker_init_fn=quiet_worker)
+
+
+def batches(loader):
+    """What the loader gives; an error in a worker comes as the line it was, without that process's traceback around it."""
+    try:
+        yield from loader
+    except SetupError as error:
+        raise type(error)(str(error).rstrip().rpartition(f"{type(error).__name__}: ")[2]) from None
 
 
 def quiet_worker(number):

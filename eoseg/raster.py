@@ -3,7 +3,6 @@
 Bands count from 1 here, as in GDAL. Windows are `tiles.Window`, rows before columns.
 """
 
-import html
 import logging
 import os
 import re
@@ -26,10 +25,11 @@ from rasterio.vrt import WarpedVRT
 
 from eoseg import files
 from eoseg.errors import DataError, ReadError, SetupError, listing
-from eoseg.vrt import vrt_of
+from eoseg.vrt import sources_of, vrt_of
 
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # said in our own words where it matters
 BIGGEST_BLOCK = 2**30  # bytes; one block must fit in memory, and no sane writer makes larger ones
+MOST_SHRUNK = 10**5  # bytes of pixels to one byte of file: zstd makes some 20,000 of a constant image, nothing makes more
 GDAL_NODATA = 42113  # TIFF tag
 
 
@@ -75,27 +75,12 @@ def check_file(path, above=()):
     if b"<VRTDataset" in head:
         if file.suffix.lower() != ".vrt":
             raise DataError(f"{path}: is a VRT under another suffix; rename it to .vrt if you trust it.")
-        check_vrt(file, above)
+        if file.resolve() in above:
+            raise DataError(f"{path}: refers to itself; make it anew with gdalbuildvrt.")
+        for source in sources_of(file):
+            check_file(source, (*above, file.resolve()))
     elif file.suffix.lower() in (".tif", ".tiff") and head[:2] not in (b"II", b"MM"):
         raise DataError(f"{path}: is no TIFF, whatever its name says; copy or download it again, or give it its true suffix.")
-
-
-def check_vrt(file, above=()):
-    """Refuse a VRT that reaches outside its own folder, itself or through another: a file from a stranger could read any other."""
-    home, text = file.resolve().parent, file.read_text(encoding="utf-8", errors="replace")
-    sources = re.findall(r"<Source(?:Filename|Dataset)\b([^<>]*)>([^<>]*)</Source", text)
-    if 2 * len(sources) != len(re.findall(r"(?i)source(?:filename|dataset)\b", text)):
-        raise DataError(f"{file}: names its sources in an unusual way; make it anew with gdalbuildvrt.")
-    for attributes, name in sources:
-        source = Path(html.unescape(name))
-        if not source.is_absolute() and not re.search(r"""relativeToVRT=["']1""", attributes):
-            raise DataError(f"{file}: has the source {name}, which is not relative to the VRT; make it anew with gdalbuildvrt.")
-        source = (home / source).resolve()
-        if not source.is_relative_to(home):
-            raise DataError(f"{file}: points outside its own folder, at {name}; copy the sources beside it.")
-        if source in above or source == file.resolve():
-            raise DataError(f"{file}: refers to itself; make it anew with gdalbuildvrt.")
-        check_file(source, (*above, file.resolve()))
 
 
 def check_header(src, path):
@@ -106,9 +91,14 @@ def check_header(src, path):
         raise DataError(f"{path}: complex pixels; convert to amplitude or intensity first.")
     if src.transform == Affine.identity() and src.gcps[0]:
         raise DataError(f"{path}: is placed by ground control points only; warp it first: gdalwarp {path} warped.tif")
+    if src.driver != "GTiff":
+        return
     rows, cols = src.block_shapes[0]
-    block = rows * cols * np.dtype(src.dtypes[0]).itemsize
-    if src.driver == "GTiff" and block > BIGGEST_BLOCK:
+    each = np.dtype(src.dtypes[0]).itemsize
+    block, whole = rows * cols * each, src.height * src.width * src.count * each
+    if Path(path).is_file() and whole > MOST_SHRUNK * Path(path).stat().st_size:
+        raise DataError(f"{path}: claims {src.height} x {src.width} pixels in {Path(path).stat().st_size} bytes; it is damaged, copy or download it again.")
+    if block > BIGGEST_BLOCK:
         raise DataError(f"{path}: one block of {cols} x {rows} pixels would take {block / 2**30:.1f} GiB; "
                         f"rewrite it in tiles: gdal_translate -co TILED=YES {path} tiled.tif")
 

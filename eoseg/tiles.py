@@ -84,8 +84,8 @@ def largest_remainder(count, ratios):
 
     Ties go to the earlier share.
     """
-    exact = np.round(np.asarray(ratios, float) / np.sum(ratios) * count, 9)
+    exact = np.asarray(ratios, float) / np.sum(ratios) * count
     whole = np.floor(exact).astype(int)
-    order = np.argsort(-(exact - whole), kind="stable")
+    order = np.argsort(-np.round(exact - whole, 9), kind="stable")  # 0.7 * 2 leaves 0.3999999999999999, a tie with 0.2 * 2
     whole[order[: count - whole.sum()]] += 1
     return whole.tolist()

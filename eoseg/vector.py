@@ -64,7 +64,7 @@ def read_any(file, layer):
 
 def check_degrees(frame, path):
     """GeoJSON without a CRS reads as degrees; metres in it would silently lie outside every image."""
-    if frame.crs is None or not frame.crs.is_geographic or frame.empty:
+    if frame.crs is None or not frame.crs.is_geographic or np.isnan(frame.total_bounds).all():  # nan: no shape at all
         return
     west, south, east, north = frame.total_bounds
     if not (-400 <= west and east <= 400 and -90.5 <= south and north <= 90.5):
@@ -127,18 +127,15 @@ def cells(frame, ids, transform, patch_size, resample=False):
         raise DataError(f"--grid: cells {listing(wrong)} are no single polygons (points, lines or several parts); give one polygon per cell.")
     t = ~transform
     pixels = shapely.transform(shapes, lambda xy: xy @ np.array([[t.a, t.d], [t.b, t.e]]) + (t.c, t.f))
-    found = []
-    for name, shape in zip(names, pixels):
-        if np.isfinite(shape.bounds).all():
-            found.append(cell_of(name, shape, patch_size, resample))
-        else:
-            empty.append(name)
-    return found, empty
+    frames = shapely.oriented_envelope(np.where(np.isfinite(shapely.bounds(pixels)).all(1), pixels, None))
+    whole = shapely.get_type_id(frames) == shapely.GeometryType.POLYGON  # a cell at the pole may have become a line
+    found = [cell_of(name, around, patch_size, resample) for name, around, use in zip(names, frames, whole) if use]
+    return found, empty + [name for name, use in zip(names, whole) if not use]
 
 
-def cell_of(name, shape, patch_size, resample):
-    """The window of one polygon given in pixel coordinates (column, row)."""
-    corners = shapely.get_coordinates(shapely.oriented_envelope(shape))[:4]
+def cell_of(name, around, patch_size, resample):
+    """The window of one polygon, of which `around` is the smallest rectangle, in pixel coordinates (column, row)."""
+    corners = shapely.get_coordinates(around)[:4]
     col, row = corners.mean(0)
     sides = np.diff(corners[:3], axis=0)
     along = 0 if abs(sides[0][0]) >= abs(sides[0][1]) else 1  # the side that runs along the image's rows

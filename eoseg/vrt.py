@@ -1,9 +1,13 @@
-"""The text of a VRT: what lets GDAL read plain rows of numbers as a raster with CRS, nodata, colours and class names."""
+"""The text of a VRT: one that lets GDAL read plain rows of numbers as a raster, and what a given one would read."""
 
+import html
+import re
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 import numpy as np
+
+from eoseg.errors import DataError
 
 TYPES = {"uint8": "Byte", "uint16": "UInt16", "float32": "Float32"}
 
@@ -28,3 +32,24 @@ def vrt_of(raw, look):
         f"<ImageOffset>0</ImageOffset><PixelOffset>{size}</PixelOffset><LineOffset>{size * look['width']}</LineOffset>"
         "</VRTRasterBand></VRTDataset>\n"
     )
+
+
+def sources_of(file):
+    """The files a VRT reads, none outside its own folder: one from a stranger could read any other.
+
+    Raises:
+        DataError: a source elsewhere, or one named in a way that another reader could take for another file.
+    """
+    home, text = file.resolve().parent, file.read_text(encoding="utf-8", errors="replace")
+    sources = re.findall(r"<Source(?:Filename|Dataset)\b([^<>]*)>([^<>]*)</Source", text)
+    if 2 * len(sources) != len(re.findall(r"(?i)source(?:filename|dataset)\b", text)):
+        raise DataError(f"{file}: names its sources in an unusual way; make it anew with gdalbuildvrt.")
+    found = []
+    for attributes, name in sources:
+        source = Path(html.unescape(name))
+        if not source.is_absolute() and not re.search(r"""relativeToVRT=["']1""", attributes):
+            raise DataError(f"{file}: has the source {name}, which is not relative to the VRT; make it anew with gdalbuildvrt.")
+        found.append((home / source).resolve())
+        if not found[-1].is_relative_to(home):
+            raise DataError(f"{file}: points outside its own folder, at {name}; copy the sources beside it.")
+    return found

@@ -1,7 +1,10 @@
 """What the tests share: scenes that spell their own coordinates, and small patch folders."""
 
+import os
 import sys
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks: waking a second thread takes longer than the work, far longer on a busy machine
 
 import numpy as np
 import pytest
@@ -66,3 +69,21 @@ def point_models(monkeypatch):
     from tinynet import Point
 
     monkeypatch.setattr("eoseg.models.build_model", lambda name, bands, outputs, *rest: Point(bands, outputs))
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    """unet-dropout with an eighth of its channels: trains in a blink."""
+    from functools import partial
+
+    from eoseg import models, unet
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(models, "UNetDropout", partial(unet.UNetDropout, width=4))
+        yield
+
+
+@pytest.fixture
+def without_fsync(monkeypatch):
+    """Do not wait for the disk: for tests that write many little files."""
+    monkeypatch.setattr("os.fsync", lambda handle: None)

@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from tinypatches import NET
+from tinypatches import REAL
 
 from eoseg import checkpoint, models, network
 from eoseg.config import PredictionConfig
@@ -21,7 +21,7 @@ from eoseg.errors import SetupError
 BANDS = {"of_patch": [0, 1], "names": ["red", "nir"], "of_scene": [1, 4], "scene_count": 4}
 PARTS = {"config": {"model_name": "linknet", "learning_rate": 5e-4, "bands": None}, "performance_metrics": {"best_val_iou": 0.5, "per_class_iou": {"water": float("nan")}},
          "normalization": {"kind": "none"}, "class_names": ["water", "land"], "input": BANDS}
-CONFIG = {"model_name": NET["model_name"], "encoder_name": NET["encoder_name"], "in_channels": 2, "num_classes": 3, "mode": "multiclass"}
+CONFIG = {"model_name": REAL["model_name"], "encoder_name": REAL["encoder_name"], "in_channels": 2, "num_classes": 3, "mode": "multiclass"}
 TORCH_ADVICE = ("weights_only=False", "weights_only` to", "safe_globals", "trusted", "Unpickl")
 
 
@@ -230,7 +230,7 @@ def test_weights_that_do_not_fit_change_nothing_and_name_what_is_wrong(change, w
 def trained():
     """A network with 2 bands and 3 classes, in eval mode."""
     torch.manual_seed(1)
-    return models.build_model(NET["model_name"], 2, 3, NET["encoder_name"]).eval()
+    return models.build_model(REAL["model_name"], 2, 3, REAL["encoder_name"]).eval()
 
 
 def logits(path, **flags):
@@ -250,11 +250,11 @@ def test_every_kind_of_checkpoint_gives_the_same_network(tmp_path, trained, kind
     whole = {
         "ours": {"format": 3, "model_state_dict": state, **PARTS, "config": CONFIG, "normalization": None, "input": None},
         "v2": {"model_state_dict": state, "config": CONFIG, "performance_metrics": scores, "epoch": np.float64(3)},
-        "v1": {"model_state_dict": state, "metadata": {"model": "linknet", "encoder": NET["encoder_name"], "n_channels": 2, "n_classes": 3}},
+        "v1": {"model_state_dict": state, "metadata": {"model": "linknet", "encoder": REAL["encoder_name"], "n_channels": 2, "n_classes": 3}},
         "bare": state,
     }
     torch.save(whole[kind], path)
-    flags = {"model_name": "linknet", "encoder_name": NET["encoder_name"], "in_channels": 2, "num_classes": 3} if kind == "bare" else {}
+    flags = {"model_name": "linknet", "encoder_name": REAL["encoder_name"], "in_channels": 2, "num_classes": 3} if kind == "bare" else {}
     found, out = logits(path, **flags)
     assert all(torch.equal(value, trained.state_dict()[name]) for name, value in found.net.state_dict().items())
     torch.testing.assert_close(out, trained(PIXELS).detach(), atol=1e-4, rtol=0)
@@ -273,7 +273,7 @@ def test_scores_as_numpy_1_wrote_them_are_read(tmp_path):
 
 def test_a_checkpoint_of_another_architecture_is_one_line(script, tmp_path, trained):
     torch.save(trained.state_dict(), tmp_path / "net.pth")
-    words = ["--model", tmp_path / "net.pth", "--input", "scene.tif", "--output", tmp_path / "map.tif", "--encoder_name", NET["encoder_name"], "--num_classes", 3]
+    words = ["--model", tmp_path / "net.pth", "--input", "scene.tif", "--output", tmp_path / "map.tif", "--encoder_name", REAL["encoder_name"], "--num_classes", 3]
     status, _, said = script("Predict_large_image_v2", *words, "--model_name", "fpn", "--in_channels", 2)
     assert status == 2 and said.splitlines()[-1].startswith(f"error: {tmp_path / 'net.pth'}: does not fit the network: lacks decoder.")
     status, _, said = script("Predict_large_image_v2", *words, "--model_name", "linknet", "--in_channels", 4)

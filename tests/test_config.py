@@ -141,6 +141,11 @@ def test_input_nodata_takes_any_number(script, word, value):
     assert np.isnan(parsed(script, "--input_nodata", "nan")["input_nodata"])
 
 
+def test_auto_leaves_the_choice_to_the_run():
+    assert parsed("train", "--workers", "auto")["workers"] is None and parsed("predict", "--batch_size", "AUTO")["batch_size"] is None
+    assert config.take(TrainingConfig, main_v2.parse([*TRAIN, "--class_names", "auto"])).class_names is None
+
+
 def test_a_protected_word_comes_back_as_it_was():
     assert parsed("single", "--label_nodata", "-1", "--label_outside", "-1", "--id_column", "-3x", "--bands", "-1", "2")["label_nodata"] == "-1"
     found = parsed("train", "--class_names", "-1", "none of these", "--bands", "-5", "--save_dir", "-2nd run ")

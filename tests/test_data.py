@@ -14,6 +14,7 @@ from eoseg import data, models, patchset
 from eoseg.errors import SetupError
 from eoseg.normalize import Normalizer
 
+pytestmark = pytest.mark.usefixtures("narrow")
 QUIET = lambda items, **settings: items
 
 
@@ -260,6 +261,16 @@ def test_loaders_give_the_same_batches_with_any_number_of_workers(root, tmp_path
             assert torch.equal(image, torch.stack([one[0] for one in alone])) and torch.equal(target, torch.stack([one[1] for one in alone]))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_patch_that_breaks_during_the_run_is_one_line(root, workers):
+    splits, _ = data.read_splits(config(root, "out"))
+    patches = data.Patches(splits["train"], data.Bands([0], [], [], 3), Normalizer("none", (0.0,), (1.0,), (0.0,)), config(root, "out"))
+    splits["train"][2][0].write_bytes(b"II*")
+    with pytest.raises(SetupError) as caught:
+        list(data.batches(data.make_loader(patches, 2, None, workers, torch.device("cpu"))))
+    assert str(caught.value).startswith(f"{splits['train'][2][0]}: ") and "\n" not in str(caught.value)
+
+
 def test_every_patch_comes_once_an_epoch_and_a_last_one_is_not_alone():
     order = data.Order(9, 4, seed=1)
     first, second = [list(order) for order.epoch in (0, 1)]
@@ -292,7 +303,7 @@ def test_unlabelled_pixels_change_neither_loss_nor_metrics_nor_weights(tmp_path)
         for path in root.glob("*/labels/*"):
             change(path, lambda label: np.where(np.add.outer(np.arange(32), np.arange(32)) < 6, label_there, label).astype("uint8"))
         metrics = training.train(config(root, tmp_path / f"out_{name}", data_augmentation=False))
-        state = torch.load(tmp_path / f"out_{name}" / "linknet_last.pth", weights_only=True)["model_state_dict"]
+        state = torch.load(tmp_path / f"out_{name}" / "unet-dropout_last.pth", weights_only=True)["model_state_dict"]
         del metrics["history"]["epoch_time"]
         runs.append((state, metrics["history"], metrics["test"]))
     (one, *scores), (two, *others) = runs

@@ -10,7 +10,7 @@ from eoseg.normalize import KINDS, BandStatistics, Normalizer
 
 INTEGERS = ("uint8", "int8", "int16", "uint16", "int32")
 FLOATS = ("float32", "float64")
-PERCENTS = (0, 1, 2.5, 50, 75, 99, 100)
+PERCENTS = (*range(101), 2.5, 99.9)
 
 
 def patches(dtype, seed=0):
@@ -103,6 +103,22 @@ def test_a_band_without_a_good_pixel_is_nan_and_the_other_is_not():
 
 def test_statistics_are_plain_numbers():
     assert {type(value) for value in collected(*patches("int16")).result()[0].values()} == {int, float}
+
+
+@pytest.mark.parametrize("name", ["l8_parana_scene/image.tif", "chesapeake_tile/landsat-leaf-on.tif"])
+def test_a_real_scene_in_strips_has_the_statistics_of_the_whole(shared, name):
+    rasterio = pytest.importorskip("rasterio")
+    with rasterio.open(shared / name) as src:
+        pixels, nodata = src.read(), src.nodata
+    good = np.isfinite(pixels) if nodata is None else pixels != nodata
+    statistics = BandStatistics(len(pixels))
+    for row in range(0, pixels.shape[1], 100):
+        statistics.add(pixels[:, row : row + 100], good[:, row : row + 100])
+    for values, mask, found in zip(pixels, good, statistics.result()):
+        values = values[mask].astype(float)
+        assert (found["valid_pixels"], found["min"], found["max"]) == (values.size, values.min(), values.max())
+        assert [found["mean"], found["std"]] == pytest.approx([values.mean(), values.std()], rel=1e-9)
+        assert [found["p1"], found["p50"], found["p99"]] == pytest.approx(np.percentile(values, [1, 50, 99]), rel=2**-12)
 
 
 # ---------------------------------------------------------------- the normaliser

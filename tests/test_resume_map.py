@@ -173,5 +173,4 @@ def test_memory_does_not_grow_with_the_height_of_the_scene(tmp_path):
         peaks.append(int(said))
         with rasterio.open(tmp_path / f"{rows}.tif") as src:
             assert src.shape == (rows, 512) and src.read(1).max() == 0
-    print(peaks)
     assert peaks[1] < 1.15 * peaks[0]

@@ -1,0 +1,259 @@
+"""A training run: its files, its numbers, and the ways to train."""
+
+import dataclasses as dc
+import itertools
+import json
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from tinypatches import FLAGS, REAL, config, rows, same_weights, saved, speckled
+
+import model_training_v2 as training
+from eoseg import checkpoint, data, device, models
+from eoseg.config import TrainingConfig
+from eoseg.errors import SetupError
+
+ENDINGS = "best_loss.pth best_iou.pth final.pth training_plot.png training_log.csv per_class_iou.png metrics.json".split()
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    if "finished" not in request.fixturenames:
+        monkeypatch.setattr("eoseg.plots.save", lambda figure, path: path)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, narrow):
+    return speckled(tmp_path_factory.mktemp("patches"))
+
+
+@pytest.fixture(scope="module")
+def finished(root, tmp_path_factory):
+    """One run that learns its task: its folder."""
+    folder = tmp_path_factory.mktemp("finished")
+    training.train(config(root, folder, epochs=10, learning_rate=1e-2, class_names=["low", "middle", "high"]))
+    return folder
+
+
+# ---------------------------------------------------------------- what a run leaves
+
+
+def test_a_run_leaves_exactly_the_files_of_the_contract_and_its_state(finished):
+    assert sorted(path.name for path in finished.iterdir()) == sorted(f"unet-dropout_{ending}" for ending in [*ENDINGS, "last.pth"])
+    for picture in finished.glob("*.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 5000
+
+
+def test_the_log_has_a_row_an_epoch_and_the_contracts_columns(finished):
+    table = rows(finished)
+    assert list(table[0]) == "epoch train_loss val_loss val_iou val_f1 val_accuracy learning_rate epoch_time iou_low iou_middle iou_high".split()
+    assert [row["epoch"] for row in table] == [str(i) for i in range(1, 11)] and all(float(value) >= 0 for row in table for value in row.values())
+    assert float(table[-1]["train_loss"]) < 0.8 * float(table[0]["train_loss"])
+
+
+def test_every_checkpoint_opens_with_weights_only_and_tells_everything(finished):
+    for path in finished.glob("*.pth"):
+        net = torch.load(path, weights_only=True)
+        assert net["config"].keys() == {f.name for f in dc.fields(TrainingConfig)} and net["config"]["in_channels"] == 3
+        assert net["performance_metrics"].keys() >= {"best_val_loss", "best_val_iou", "per_class_iou"}
+        assert list(net["performance_metrics"]["per_class_iou"]) == net["class_names"] == ["low", "middle", "high"]
+        assert net["input"] == {"of_patch": [0, 1, 2], "names": ["band_1", "band_2", "band_3"], "of_scene": [1, 2, 3], "scene_count": 3}
+    table = rows(finished)
+    for ending, column, pick in (("best_iou.pth", "val_iou", max), ("best_loss.pth", "val_loss", min)):
+        best = pick(float(row[column]) for row in table)
+        metrics = saved(finished, ending)["performance_metrics"]
+        assert metrics[f"best_{column}"] == pytest.approx(best) and float(table[metrics["epoch"] - 1][column]) == best
+
+
+def by_hand(root, folder, split):
+    """Truth and prediction of every labelled pixel of a split, by the network in _final.pth and plain numpy."""
+    state = saved(folder, "final.pth")["model_state_dict"]
+    net = models.build_model("unet-dropout", 3, 3).eval()
+    net.load_state_dict(state)
+    seen = np.concatenate([rasterio.open(path).read()[:, None] for path in sorted(root.glob("train/images/*"))], axis=1)
+    limits = [np.percentile(band[band > 0], [1, 50, 99]) for band in seen]
+    truth, called = [], []
+    for path in sorted(root.glob(f"{split}/images/*")):
+        image, label = rasterio.open(path).read(), rasterio.open(str(path).replace("images", "labels")).read(1)
+        valid = (image > 0).any(0)
+        scaled = np.stack([np.clip((np.where(valid, band, middle) - low) / (high - low), 0, 1) for band, (low, middle, high) in zip(image, limits)])
+        with torch.no_grad():
+            classes = net(torch.from_numpy(scaled[None].astype(np.float32)))[0].argmax(0).numpy()
+        known = valid & (label != 255)
+        truth.append(label[known])
+        called.append(classes[known])
+    return np.concatenate(truth), np.concatenate(called)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_the_scores_are_those_sklearn_finds_for_the_final_network(root, finished, split):
+    from sklearn.metrics import accuracy_score, jaccard_score, precision_recall_fscore_support
+
+    found = json.loads((finished / "unet-dropout_metrics.json").read_text())[split]
+    truth, called = by_hand(root, finished, split)
+    precision, recall, f1, support = precision_recall_fscore_support(truth, called, labels=[0, 1, 2])
+    iou = jaccard_score(truth, called, labels=[0, 1, 2], average=None)
+    assert found["accuracy"] == pytest.approx(accuracy_score(truth, called)) and found["accuracy"] > 0.5
+    assert found["mean_iou"] == pytest.approx(iou.mean()) and found["mean_f1"] == pytest.approx(f1.mean())
+    for i, name in enumerate(["low", "middle", "high"]):
+        assert found["per_class"][name] == pytest.approx({"iou": iou[i], "f1": f1[i], "precision": precision[i], "recall": recall[i], "support": support[i]})
+
+
+def test_the_metrics_hold_the_older_keys_and_the_log(finished):
+    metrics = json.loads((finished / "unet-dropout_metrics.json").read_text())
+    assert metrics["test_metrics"] == metrics["test"] and metrics["training_history"] == metrics["history"] and metrics["config"]["model_name"] == "unet-dropout"
+    assert metrics["history"]["val_iou"] == [float(row["val_iou"]) for row in rows(finished)]
+    assert metrics["validation"]["mean_iou"] == pytest.approx(max(metrics["history"]["val_iou"]))
+
+
+def test_final_holds_the_best_weights_not_the_last_ones(root, tmp_path, monkeypatch):
+    def judged(run, loader, real=training.evaluate):
+        loss, scores = real(run, loader)
+        return loss, scores | ({"mean_iou": (0.3, 0.9, 0.1)[run.epoch]} if run.epoch < 3 else {})
+
+    monkeypatch.setattr(training, "evaluate", judged)
+    training.train(config(root, tmp_path, epochs=3, save_csv=False, log_per_class=False))
+    final, best, last = (saved(tmp_path, ending)["model_state_dict"] for ending in ("final.pth", "best_iou.pth", "last.pth"))
+    assert saved(tmp_path, "final.pth")["performance_metrics"]["epoch"] == 2
+    assert same_weights(final, best) and not same_weights(final, last)
+    assert saved(tmp_path, "final.pth")["performance_metrics"]["per_class_iou"].keys() == {"class_0", "class_1", "class_2"}
+    assert not (tmp_path / "unet-dropout_training_log.csv").exists() and not any("iou_class" in key for key in saved(tmp_path)["run"]["history"][0])
+
+
+# ---------------------------------------------------------------- how it trains
+
+
+def prepared(root, folder, **changes):
+    settings = config(root, folder, **changes)
+    return settings, *data.read_splits(settings)
+
+
+def test_an_earlier_model_is_a_start_for_other_classes(root, finished, tmp_path):
+    path = str(finished / "unet-dropout_final.pth")
+    run, _ = training.prepare(*prepared(root, tmp_path, num_classes=5, init_weights=path, pretrained=True))
+    theirs, mine = saved(finished, "final.pth")["model_state_dict"], run.net.state_dict()
+    assert [name for name in mine if not torch.equal(mine[name].flatten()[:1], theirs[name].flatten()[:1])] == ["head.weight", "head.bias"]
+    assert mine["head.bias"].shape == (5,)
+    said = models.load_init_weights(run.net, path)
+    assert path in said and "fresh: head.bias, head.weight" in said
+    for other in ({"bands": ["1", "2"]}, REAL):
+        with pytest.raises(SetupError, match="--init_weights .*another network.*--encoder_name"):
+            training.prepare(*prepared(root, tmp_path, init_weights=path, **other))
+
+
+def test_a_frozen_encoder_stays_as_it_is_with_its_statistics_until_it_is_let_go(root, tmp_path, monkeypatch):
+    seen, optimizers = [], []
+
+    def watch(run, *rest, real=training.remember):
+        seen.append({name: value.clone() for name, value in models.encoder_of(run.net).state_dict().items()})
+        optimizers.append((id(run.optimizer), sum(len(group["params"]) for group in run.optimizer.param_groups)))
+        return real(run, *rest)
+
+    monkeypatch.setattr(training, "remember", watch)
+    settings = config(root, tmp_path, epochs=3, freeze_encoder=True, freeze_epochs=2)
+    run, _ = training.prepare(*prepared(root, tmp_path / "start"))
+    start = models.encoder_of(run.net).state_dict()
+    training.train(settings)
+    assert same_weights(start, seen[0]) and same_weights(start, seen[1])
+    changed = {name for name in start if not torch.equal(start[name], seen[2][name])}
+    assert {"0.0.weight", "0.1.running_mean", "0.1.weight", "4.4.running_var"} <= changed
+    assert len(set(optimizers)) == 1 and optimizers[0][1] == len(list(run.net.parameters()))
+
+
+def test_a_rate_far_too_high_is_named_with_the_files_and_nothing_broken_is_saved(script, root, tmp_path, monkeypatch):
+    def steep(run, loader, real=training.train_epoch):
+        if run.epoch == 1:
+            run.optimizer.param_groups[0]["base_lr"] = 1e30
+        return real(run, loader)
+
+    monkeypatch.setattr(training, "train_epoch", steep)
+    status, _, said = script("main_v2", *FLAGS, "--dataset_root", root, "--save_dir", tmp_path, "--batch_size", 2, "--learning_rate", 0.01)
+    assert status == 2 and said.splitlines()[-1].startswith("error: --learning_rate 0.01: the loss of the batch p") and ".tif" in said
+    assert "epoch 2" in said and "epochs before are whole" in said
+    assert sorted(path.name for path in tmp_path.glob("*.pth")) == ["unet-dropout_best_iou.pth", "unet-dropout_best_loss.pth", "unet-dropout_last.pth"]
+    for path in tmp_path.glob("*.pth"):
+        kept = checkpoint.load(path)
+        assert kept["performance_metrics"]["epoch"] == 1 and all(map(checkpoint.finite, kept["model_state_dict"].values()))
+
+
+@pytest.mark.parametrize("rate", ["1e4", "1e12", pytest.param("1e30", marks=pytest.mark.slow), pytest.param("1e38", marks=pytest.mark.slow)])
+def test_no_rate_however_high_leaves_a_broken_file(script, root, tmp_path, rate):
+    status, _, said = script("main_v2", *FLAGS, "--dataset_root", root, "--save_dir", tmp_path, "--batch_size", 2, "--epochs", 3, "--learning_rate", rate)
+    assert status == 0 or status == 2 and "--learning_rate" in said.splitlines()[-1]
+    for path in tmp_path.glob("*.pth"):
+        assert all(map(checkpoint.finite, checkpoint.load(path)["model_state_dict"].values()))
+
+
+@pytest.mark.parametrize("monitor", ["iou", "loss"])
+def test_a_run_stops_when_its_score_no_longer_rises(root, tmp_path, monkeypatch, capsys, monitor):
+    scores = {"mean_iou": 0.5, "mean_f1": 0.5, "accuracy": 0.5, "absent": [], "per_class": {}}
+    losses = itertools.chain([3.0, 2.0], itertools.repeat(2.5))
+    monkeypatch.setattr(training, "evaluate", lambda run, loader: (next(losses), dict(scores)))
+    training.train(config(root, tmp_path, epochs=9, patience=3, monitor=monitor, log_per_class=False))
+    table = rows(tmp_path)
+    assert len(table) == (4 if monitor == "iou" else 5) and f"stopped   3 epochs without a better {monitor}" in capsys.readouterr().out
+    rates = [float(row["learning_rate"]) for row in table]  # patience // 3 is one epoch: halved after each bad one
+    assert rates[-1] == pytest.approx(5e-4 / 4) and rates[0] == 5e-4
+
+
+@pytest.mark.parametrize("words, has", [
+    (["--loss_type", "focal", "--no_class_weights"], lambda run: run.loss.loss.parts[0].weight is None),
+    (["--loss_type", "ce", "--custom_class_weights", "1", "2", "0"], lambda run: run.loss.loss.parts[0].weight.tolist() == [1, 2, 0]),
+    (["--scheduler_type", "one_cycle"], lambda run: float(run.history[-1]["learning_rate"]) < 5e-4),
+    (["--scheduler_type", "cosine"], lambda run: float(run.history[-1]["learning_rate"]) < 5e-4),
+    (["--use_amp"], lambda run: run.net(torch.zeros(1, 3, 32, 32)).dtype == torch.float32 and not run.scaler.is_enabled()),
+    (["--normalization", "zscore"], lambda run: run.about["normalization"]["kind"] == "zscore"),
+    (["--no_data_augmentation", "--dropout_rate", "0"], lambda run: run.history[-1]["train_loss"] > 0),
+    (["--model", "pspnet", "--encoder_name", "mobilenet_v2", "--no_pretrained", "--batch_size", "5"], lambda run: run.history[-1]["val_iou"] >= 0),  # 5 + 1
+])
+def test_every_way_to_train_goes_through(script, root, tmp_path, monkeypatch, words, has):
+    runs = []
+    monkeypatch.setattr(training, "finish", lambda run, *loaders: runs.append(run))
+    status, out, said = script("main_v2", *FLAGS, "--dataset_root", root, "--save_dir", tmp_path, "--batch_size", 2, "--epochs", 2, *words)
+    assert status == 0 and "epoch   2/2" in out, said
+    assert has(runs[0])
+
+
+def test_a_batch_beyond_the_memory_of_the_gpu_names_the_way_out(script, root, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(training, "train_step", full)
+    status, _, said = script("main_v2", *FLAGS, "--dataset_root", root, "--save_dir", tmp_path / "out", "--batch_size", 64)
+    assert status == 2 and said.splitlines()[-1].startswith("error: --batch_size 64: does not fit the memory of cpu") and not (tmp_path / "out").exists()
+
+
+def test_mixed_precision_is_bfloat16_where_it_is_fast_and_float16_on_older_cuda(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert device.amp_settings(False, cuda)[0] is None
+    for fast, wanted in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: fast)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+        assert device.amp_settings(True, cuda)[0] is wanted
+        assert device.amp_settings(True, cpu)[0] is (torch.bfloat16 if fast else None)  # slow emulation helps nobody
+    assert "float32" in device.amp_settings(True, cpu)[1]
+
+
+@pytest.mark.parametrize("loss", training.get_available_losses())
+def test_binary_networks_have_one_logit_and_learn_with_every_loss(root, tmp_path, loss):
+    run, loaders = training.prepare(*prepared(root, tmp_path, mode="binary", loss_type=loss, learning_rate=1e-2, label_map=["0=0", "1=1", "2=1"]))
+    assert run.net(torch.zeros(2, 3, 32, 32)).shape == (2, 1, 32, 32) and run.names == ["class_0", "class_1"]
+    first, *_, last = [training.train_epoch(run, loaders[0]) for run.epoch in range(4)]
+    assert 0 < last < first
+    _, scores = training.evaluate(run, loaders[1])
+    assert scores["per_class"].keys() == {"class_0", "class_1"} and 0 <= scores["mean_iou"] <= 1
+
+
+@pytest.mark.slow
+def test_a_binary_run_is_whole(root, tmp_path):
+    metrics = training.train_and_save_model_v2_full("fpn", root, mode="binary", num_classes=9, device="cpu", batch_size=2, epochs=2, save_dir=tmp_path,
+                                                    encoder_name="tu-mobilenetv3_small_050", pretrained=False, label_map=["0=0", "1=1", "2=1"], workers=0)
+    assert metrics["config"]["num_classes"] == 1 and metrics["test"]["per_class"].keys() == {"class_0", "class_1"}
+    assert saved(tmp_path, "final.pth", "fpn")["model_state_dict"]["segmentation_head.0.weight"].shape[0] == 1
+
+
+def test_codes_become_classes_and_one_that_never_occurs_is_said(root, tmp_path, capsys):
+    run, _ = training.prepare(*prepared(root, tmp_path, num_classes=4, label_map=["water=0", "0=1", "1=2", "2=ignore", "x=3"]))
+    said = capsys.readouterr().out
+    assert "no training pixel of water, x" in said and run.names == ["water", "class_1", "class_2", "x"]
+    assert run.loss.loss.parts[0].weight[[0, 3]].tolist() == [0, 0] and run.about["label_map"] == {"water": 0, "0": 1, "1": 2, "2": 255, "x": 3}
