@@ -147,7 +147,7 @@ def test_patches_of_several_sizes_need_a_patch_size(train, root, tmp_path):
         assert train("--patch_size", size, "--overwrite")[0] == 0
 
 
-@pytest.mark.parametrize("size", [(33, 33), (20, 44), (8, 8)])
+@pytest.mark.parametrize("size", [pytest.param((33, 33), marks=pytest.mark.slow), (20, 44), pytest.param((8, 8), marks=pytest.mark.slow)])
 def test_odd_sizes_are_trained_on_as_they_are(train, tmp_path, size):
     assert train(root=make(tmp_path / "odd", (3, 1, 1), size=size))[0] == 0
 
