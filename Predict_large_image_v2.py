@@ -16,7 +16,10 @@ def main(argv=None):
     args = parse(argv)
     options = config.take(config.PredictionConfig, args)
     output = output_path(args.output, args.input)
-    from eoseg import network, predict  # torch takes seconds to import: --help and typos need not wait
+    from eoseg import (  # torch takes seconds to import: --help and typos need not wait
+        network,
+        predict,
+    )
     from eoseg.tracking import bar
 
     trained = network.load(args.model, options)

@@ -14,17 +14,18 @@ import torch
 from torch import nn
 
 import losses
-from eoseg import checkpoint, data, files, folds, models, patchset, plots, raster
-from eoseg.coding import names_of, parse_map
+from eoseg import checkpoint, data, encoders, files, folds, models, patchset, plots, raster
+from eoseg.coding import parse_map
 from eoseg.config import LOSSES, NETWORKS, TrainingConfig
 from eoseg.device import amp_settings, autocast, choose_device
 from eoseg.errors import SetupError, listing
 from eoseg.georef import pixel_size
 from eoseg.metrics import Confusion
+from eoseg.optim import make_optimizer
+from eoseg.runfolder import check_folder, clear, path_of
 from eoseg.schedule import Schedule
 from eoseg.tracking import bar, epoch_line, score_table
 
-ENDINGS = {"best_loss", "best_iou", "final", "last", "training_plot", "training_log", "per_class_iou", "metrics", "kfold", "kfold_metrics"}
 RESUMABLE = {"epochs", "patience", "save_dir", "dataset_root", "device", "workers", "resume", "overwrite", "log_per_class", "save_csv"}
 
 
@@ -47,7 +48,7 @@ def build_model_for_prediction(name, in_channels=3, classes=5, encoder_name="res
     net = models.build_model(name, in_channels, classes, encoder_name, dropout_rate)
     if pretrained:
         mode = "binary" if classes == 1 else "multiclass"
-        models.load_encoder(net, TrainingConfig(name, ".", mode=mode, num_classes=max(classes, 2), encoder_name=encoder_name), in_channels)
+        encoders.load_encoder(net, TrainingConfig(name, ".", mode=mode, num_classes=max(classes, 2), encoder_name=encoder_name), in_channels)
     return net.eval()
 
 
@@ -109,33 +110,6 @@ def cross_validate(config):
         if not test:
             print("test      none: no patches in test/ (or --subdirectories names it)")
         return folds.write(folder, config.model_name, results, table, scores, dc.asdict(config))
-
-
-def earlier_run(config):
-    """Files of an earlier run of the same network in --save_dir, and of its folds."""
-    folder, model = Path(config.save_dir), config.model_name
-    places = [folder, *folder.glob("fold[0-9]*")]
-    return sorted(path for place in places for path in place.glob(f"{model}_*") if path.name[len(model) + 1 :].split(".")[0] in ENDINGS)
-
-
-def check_folder(config):
-    """An earlier run of the same network is never touched without being told.
-
-    Raises:
-        SetupError: it is there, and neither --resume nor --overwrite was given.
-    """
-    there = earlier_run(config)
-    if there and not (config.resume or config.overwrite):
-        raise SetupError(f"--save_dir {config.save_dir}: holds a run of {config.model_name} ({listing([p.name for p in there], 3)}); give --resume to go on with it, "
-                         "--overwrite to replace it, or another --save_dir.")
-
-
-def clear(config):
-    """Remove the leftovers of a killed run; with --overwrite the earlier run, now that the new one is known to start."""
-    for part in Path(config.save_dir).glob(f".{config.model_name}_*.part"):
-        files.remove(part)
-    for path in earlier_run(config) if config.overwrite else []:
-        files.remove(path)
 
 
 # ---------------------------------------------------------------- one run
@@ -205,9 +179,9 @@ def prepare(config, splits, metadata):
     if config.batch_size == 1:  # how small the deepest features get hangs on the patches
         models.check_model(dc.replace(config, patch_size=config.patch_size or max(max(size) for size in survey.sizes)))
     bands = data.choose_bands(survey, config, metadata, every[0][0])
-    names = class_names(config, metadata)
+    names = data.class_names(config, metadata)
     pixels = {split: sum(survey.class_pixels[image] for image, _ in part) for split, part in splits.items() if part}
-    check_labels(pixels, names)
+    data.check_labels(pixels, names)
     kind = config.normalization if config.normalization != "auto" else "zscore" if config.weights_from else "percentile"
     normalizer, statistics = data.fit_normalizer(splits["train"], bands, kind, bar)
     about = {"normalization": normalizer.to_dict(), "statistics": statistics, "class_names": names, "input": bands.to_dict(),
@@ -216,10 +190,10 @@ def prepare(config, splits, metadata):
     torch.manual_seed(config.seed)
     net = models.build_model(config.model_name, len(bands.names), config.num_classes, config.encoder_name, config.dropout_rate)
     begun = config.resume and path_of(config, "last.pth").exists()  # a fold that a killed run never reached begins as any other
-    started = [] if begun else [models.load_encoder(net, config, len(bands.names)), config.init_weights and models.load_init_weights(net, config.init_weights)]
+    started = [] if begun else [encoders.load_encoder(net, config, len(bands.names)), config.init_weights and encoders.load_init_weights(net, config.init_weights)]
     net = net.to(device, memory_format=torch.channels_last)
     weight = chosen_weights(config, pixels["train"])
-    run = Run(config, names, about, device, amp_dtype, net, losses.make_loss(config, weight).to(device), make_optimizer(net, config),
+    run = Run(config, names, about, device, amp_dtype, net, losses.make_loss(config, weight).to(device), make_optimizer(net, models.encoder_of(net), config),
               torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16), None)
     loaders = make_loaders(run, splits, bands, normalizer)
     steps = len(loaders[0])
@@ -229,46 +203,11 @@ def prepare(config, splits, metadata):
     return run, loaders
 
 
-def class_names(config, metadata):
-    """One name per class: given, from --label_map, from the patches' metadata, or made up.
-
-    Raises:
-        SetupError: the patches name another number of classes than --classes.
-    """
-    known = config.class_names or names_of(parse_map(config.label_map)) or (not config.label_map and metadata.get("class_names"))
-    if not known:
-        return [f"class_{i}" for i in range(config.class_count)]
-    if len(known) != config.class_count:
-        raise SetupError(f"--classes {config.class_count}: the patches name {len(known)} ({listing(known, 8)}); give --classes {len(known)}, or --class_names.")
-    return list(known)
-
-
-def check_labels(pixels, names):
-    """Raises SetupError when training or validation has no labelled pixel; a class that lacks in training is said."""
-    for split in ("train", "validation"):
-        if not pixels[split].sum():
-            raise SetupError(f"{split}: not one pixel of its patches is labelled; check --label_map and the label files.")
-    absent = [name for name, count in zip(names, pixels["train"]) if not count]
-    if absent:
-        print(f"note: no training pixel of {listing(absent)}; the network cannot learn it")
-
-
 def chosen_weights(config, pixels):
     """Class weights as asked: (C,) tensor, or None."""
     if config.custom_class_weights:
         return torch.tensor(config.custom_class_weights, dtype=torch.float32)
     return losses.class_weights(pixels, config.class_weight_method) if config.use_class_weights else None
-
-
-def make_optimizer(net, config):
-    """One AdamW, its groups made before the first step: encoder and rest, with and without weight decay."""
-    encoder = {id(parameter) for parameter in models.encoder_of(net).parameters()}
-    groups = {}
-    for parameter in net.parameters():
-        groups.setdefault((id(parameter) in encoder, parameter.ndim > 1), []).append(parameter)
-    settings = [{"params": part, "weight_decay": config.weight_decay if decays else 0.0, "lr": config.learning_rate, "base_lr": config.learning_rate}
-                for (_, decays), part in groups.items()]
-    return torch.optim.AdamW(settings, fused=True)
 
 
 def make_loaders(run, splits, bands, normalizer):
@@ -387,10 +326,6 @@ def evaluate(run, loader):
 
 
 # ---------------------------------------------------------------- what is kept
-
-
-def path_of(config, ending):
-    return Path(config.save_dir) / f"{config.model_name}_{ending}"
 
 
 def checkpoint_parts(run):

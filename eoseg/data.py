@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from eoseg import patchset, raster
 from eoseg.augment import augment
-from eoseg.coding import IGNORE, Coding, parse_map
+from eoseg.coding import IGNORE, Coding, names_of, parse_map
 from eoseg.errors import DataError, SetupError, listing
-from eoseg.models import tile_size
 from eoseg.normalize import BandStatistics, Normalizer
+from eoseg.tiles import tile_size
 
 
 class Bands(NamedTuple):
@@ -257,3 +257,27 @@ def read_splits(config):
         if not splits[split]:
             raise SetupError(f"{root / split}: holds no patches; training needs some (--val_strategy kfold divides the training patches itself).")
     return splits, patchset.load_metadata(root, required=False)
+
+
+def class_names(config, metadata):
+    """One name per class: given, from --label_map, from the patches' metadata, or made up.
+
+    Raises:
+        SetupError: the patches name another number of classes than --classes.
+    """
+    known = config.class_names or names_of(parse_map(config.label_map)) or (not config.label_map and metadata.get("class_names"))
+    if not known:
+        return [f"class_{i}" for i in range(config.class_count)]
+    if len(known) != config.class_count:
+        raise SetupError(f"--classes {config.class_count}: the patches name {len(known)} ({listing(known, 8)}); give --classes {len(known)}, or --class_names.")
+    return list(known)
+
+
+def check_labels(pixels, names):
+    """Raises SetupError when training or validation has no labelled pixel; a class that lacks in training is said."""
+    for split in ("train", "validation"):
+        if not pixels[split].sum():
+            raise SetupError(f"{split}: not one pixel of its patches is labelled; check --label_map and the label files.")
+    absent = [name for name, count in zip(names, pixels["train"]) if not count]
+    if absent:
+        print(f"note: no training pixel of {listing(absent)}; the network cannot learn it")

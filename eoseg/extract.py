@@ -251,7 +251,7 @@ def report_plan(pair, scene, found, inside, left_out, say):
     for name, value in lines:
         if value not in (0, "0, by 0.000 px at most"):
             say(f"  {name:<26}{value}")
-    if scene.alpha and len(scene.bands) < scene.src.count:
+    if scene.alpha:
         say("  note: the alpha band is used as the mask, not as a band; --bands takes it as one")
 
 

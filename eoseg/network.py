@@ -8,8 +8,8 @@ import torch
 from eoseg import checkpoint, models, raster
 from eoseg.device import amp_settings, autocast, choose_device
 from eoseg.errors import DataError, SetupError, listing
-from eoseg.models import tile_size
 from eoseg.normalize import Normalizer
+from eoseg.tiles import tile_size
 
 ROUND = 2**12  # probabilities are multiples of 2^-12: with weights of 2^-6 per axis, float32 sums are exact
 
@@ -34,7 +34,7 @@ class Network(NamedTuple):
         """Probabilities of a batch of normalised tiles.
 
         Args:
-            tiles: (N, B, H, W) float32 on the CPU; H and W as `models.tile_size` wants them.
+            tiles: (N, B, H, W) float32 on the CPU; H and W as `tiles.tile_size` wants them.
         Returns:
             (N, C, H, W) float32 on the device, multiples of 2^-12; in binary mode C is 1: the probability of class 1.
         """

@@ -191,14 +191,14 @@ class Scene:
         names = band_names(self.src)
         colour = [number for number, kind in enumerate(self.src.colorinterp, 1) if kind != ColorInterp.alpha]
         self.bands = choose_bands(names, bands, path) if bands else colour or [1]
-        self.alpha = len(colour) < self.src.count
         self.names = [names[band - 1] for band in self.bands]
         self.dtype = np.result_type(*(self.src.dtypes[band - 1] for band in self.bands))
         if nodata is not None and held(nodata, self.dtype) is None:
             raise SetupError(f"--input_nodata {nodata:g}: no pixel of {path} can hold it, its type is {self.dtype}; give a value that occurs.")
         tags = [self.src.nodatavals[band - 1] for band in self.bands]
         self.nodata = [held(value, self.dtype) for value in ([nodata] * len(tags) if nodata is not None else tags)]
-        self.masked = mask_kind(self.src) == "mask" or mask_kind(self.src) == "alpha" and set(self.bands) <= set(colour)
+        self.alpha = mask_kind(self.src) == "alpha" and set(self.bands) <= set(colour)  # is an alpha band the mask?
+        self.masked = self.alpha or mask_kind(self.src) == "mask"
         self.height, self.width = self.src.height, self.src.width
         self.crs, self.transform = self.src.crs, self.src.transform
 

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 STEPS = 64  # blending weights are multiples of 1/64 per axis, so that float32 sums of products are exact
+SMALLEST = {"pan": 128}  # its pyramid halves the deepest features three times more
+STRIDE = 32  # of the deepest encoders; a tile is padded to a multiple of it
 
 
 class Window(NamedTuple):
@@ -25,6 +27,11 @@ class Window(NamedTuple):
 def next_multiple(length, stride):
     """The smallest multiple of `stride` that is at least `length`."""
     return -(-length // stride) * stride
+
+
+def tile_size(name, size):
+    """The size a square of `size` pixels must be padded to for the network `name`."""
+    return max(next_multiple(size, STRIDE), SMALLEST.get(name, STRIDE))
 
 
 def starts(length, size, overlap):

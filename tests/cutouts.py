@@ -21,10 +21,10 @@ def square(row, col, height=16, width=None, place=PLACE):
     return Polygon([place * corner for corner in ((col, row), (col + width, row), (col + width, row + height), (col, row + height))])
 
 
-def write_vector(path, shapes, crs=UTM30, to=None, **columns):
+def write_vector(path, shapes, crs=UTM30, to=None, layer=None, **columns):
     """Write shapes with their attributes; `to` reprojects them first."""
     frame = geopandas.GeoDataFrame(columns or {"row": range(len(shapes))}, geometry=list(shapes), crs=crs)
-    (frame.to_crs(to) if to else frame).to_file(path)
+    (frame.to_crs(to) if to else frame).to_file(path, **({"layer": layer} if layer else {}))
     return path
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tinypatches import REAL
 
-from eoseg import checkpoint, models, network
+from eoseg import checkpoint, encoders, models, network
 from eoseg.config import PredictionConfig
 from eoseg.errors import SetupError
 
@@ -108,7 +108,7 @@ def test_a_pickle_that_runs_code_does_not_run(tmp_path, kind, place):
     torch.save(whole.get(place, payload), path, _use_new_zipfile_serialization=place != "legacy")
     refused(path, "older than 1.6" if place == "legacy" else "more than tensors and plain values")
     with pytest.raises(SetupError):
-        models.file_state(path)  # --encoder_weights takes the older format, but no code either
+        encoders.file_state(path)  # --encoder_weights takes the older format, but no code either
     assert not victim.exists()
 
 

@@ -10,7 +10,7 @@ from conftest import coded, write_raster
 from tinypatches import FLAGS, change, config, make
 
 import model_training_v2 as training
-from eoseg import data, models, patchset
+from eoseg import data, patchset, tiles
 from eoseg.errors import SetupError
 from eoseg.normalize import Normalizer
 
@@ -285,7 +285,7 @@ def test_every_patch_comes_once_an_epoch_and_a_last_one_is_not_alone():
 
 @pytest.mark.parametrize("network", ["unet", "pan", "unet-dropout"])
 def test_a_network_gets_sizes_it_can_halve(network):
-    assert [models.tile_size(network, size) for size in (1, 32, 33, 224, 250)] == ([128, 128, 128, 224, 256] if network == "pan" else [32, 32, 64, 224, 256])
+    assert [tiles.tile_size(network, size) for size in (1, 32, 33, 224, 250)] == ([128, 128, 128, 224, 256] if network == "pan" else [32, 32, 64, 224, 256])
 
 
 def test_unlabelled_pixels_change_neither_loss_nor_metrics_nor_weights(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import rasterio
 import tifffile
 from conftest import coded, write_raster
-from cutouts import (PLACE, UTM30, UTM31, assert_exact, error_of, metadata_of, opened, rows_of, scene_and_label, square, whole_label, write_vector)
+from cutouts import PLACE, UTM30, UTM31, assert_exact, error_of, metadata_of, opened, rows_of, scene_and_label, square, whole_label, write_vector
 from rasterio.transform import Affine, from_origin
 from shapely import MultiPolygon, Point, affinity
 
@@ -308,3 +308,36 @@ def test_bands_with_different_nodata_values_are_refused(tmp_path, cut):
     (tmp_path / "s.vrt").write_text('<VRTDataset rasterXSize="48" rasterYSize="32"><SRS>EPSG:32630</SRS><GeoTransform>500000,10,0,4800000,0,-10</GeoTransform>'
                                     + band.format(n=1, value=0) + band.format(n=2, value=9) + "</VRTDataset>")
     assert "different nodata values (0, 9)" in cut(tmp_path / "s.vrt", label, status=2)
+
+
+# ---------------------------------------------------------------- words of the command line, and the picture
+
+
+def test_negative_codes_are_mapped_and_negative_nodata_taken_wherever_they_stand(tmp_path, cut):
+    image, label, _, codes = scene_and_label(tmp_path)
+    write_raster(label, codes.astype("int16") - 1)  # -1 to 3
+    wanted = np.where(codes == 0, 255, codes % 3)
+    for words in (["--label_map", "-1=ignore", "0=1", "1=2", "2=0", "3=1"], ["--label_map", "0=1", "1=2", "-1=ignore", "2=0", "3=1"],
+                  ["--label_nodata", "-1", "--label_map", "0=1", "1=2", "2=0", "3=1"]):
+        assert (whole_label(cut(image, label, *words), 32, 48) == wanted).all()
+
+
+def test_grids_and_labels_may_be_layers_of_one_file(tmp_path, cut):
+    image, _, pixels, _ = scene_and_label(tmp_path)
+    path = tmp_path / "all.gpkg"
+    for layer, shapes in (("cells", [square(0, 0), square(16, 32)]), ("fields", [square(2, 3, 5)])):
+        write_vector(path, shapes, layer=layer)
+    folder = cut(image, f"{path}|layername=fields", "--grid", f"{path}|layername=cells", "--label_burn", 1)
+    assert list(assert_exact(folder, pixels)) == ["0", "1"] and (whole_label(folder, 32, 48)[2:7, 3:8] == 1).all()
+    assert "holds the layers cells, fields" in cut(image, path, "--label_burn", 1, status=2)
+
+
+def test_a_sample_shows_the_classes_in_the_colours_of_their_names(tmp_path, cut, script):
+    image, _, _, _ = scene_and_label(tmp_path)
+    label = write_vector(tmp_path / "p.gpkg", [square(0, 0, 8, 16), square(8, 0, 4, 16)], kind=["water", "forest"])
+    folder = cut(image, label, "--label_field", "kind", "--label_map", "water=0", "forest=2")
+    assert script("Patch_extraction_v2", "visualize", "--output", folder)[0] == 0
+    picture = cv2.imread(str(folder / "sample_train_0.png"))[:, :, ::-1]
+    left, right = picture[:, : picture.shape[1] * 2 // 5], picture[:, picture.shape[1] * 2 // 5 : picture.shape[1] * 4 // 5]
+    water, forest = ((right == colour).all(2).sum() for colour in ((51, 120, 200), (20, 110, 50)))
+    assert water > 10000 and abs(water / forest - 2) < 0.1 and not (left == (51, 120, 200)).all(2).any()

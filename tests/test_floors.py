@@ -9,9 +9,9 @@ from conftest import ROOT
 FLOORS = [  # a module imports only from floors above it in this list
     {"errors"},  # beneath all: even the lowest floor must be able to say what is wrong
     {"tiles", "files", "schedule", "vrt", "coding"},
-    {"raster", "normalize", "augment", "metrics", "unet", "config", "device", "georef", "pairing", "patchset", "splits", "vector"},
+    {"raster", "normalize", "augment", "metrics", "unet", "config", "device", "georef", "pairing", "patchset", "splits", "vector", "optim", "runfolder"},
     {"data", "models", "checkpoint", "tracking", "plots", "cutting", "labels", "mapfile"},
-    {"network", "weights", "folds"},  # join what lies beneath: a network and its checkpoint, folds and their plots
+    {"network", "encoders", "folds"},  # join what lies beneath: a network and its checkpoint, folds and their plots
     {"predict", "extract"},
     {"losses"},  # a floor of its own: nothing in eoseg/ may reach for it
     {"model_training_v2"},

@@ -40,6 +40,7 @@ def test_true_projections_are_counted_in_the_plane(code, transform, square_metre
     ("EPSG:3857", Affine(10, 0, 1e6, 0, -10, 5621521)),  # 45 degrees north
     ("EPSG:3857", Affine(1000, 0, 1e6, 0, -50000, 7.5e6)),  # from 56 north to 56 south
     ("EPSG:32630", Affine(10, 0, 3500000, 0, -10, 4800000)),  # far outside its zone
+    ("EPSG:3413", Affine(20000, 0, -5e6, 0, -20000, 3e6)),  # the Arctic, true at 70 north alone
 ])
 def test_other_systems_are_counted_on_the_ellipsoid(code, transform):
     found = areas(code, transform)

@@ -13,7 +13,7 @@ from conftest import ROOT
 from torch import nn
 
 import model_training_v2 as training
-from eoseg import models
+from eoseg import encoders, models, tiles
 from eoseg.config import NETWORKS, TrainingConfig
 from eoseg.errors import SetupError
 
@@ -34,7 +34,7 @@ def loaded(state, path, model="linknet", encoder=SMALL, bands=3):
     else:
         torch.save(state, path)
     net = models.build_model(model, bands, 3, encoder)
-    said = models.load_encoder(net, options(model, encoder_name=encoder, encoder_weights=str(path)), bands)
+    said = encoders.load_encoder(net, options(model, encoder_name=encoder, encoder_weights=str(path)), bands)
     return models.encoder_of(net).state_dict(), said
 
 
@@ -54,7 +54,7 @@ def published():
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in HEAVY else name for name in NETWORKS])
 def test_every_network_takes_any_bands_and_keeps_the_size(name, bands, outputs):
     net = models.build_model(name, bands, outputs, "resnet18", dropout_rate=0.9)
-    side = models.tile_size(name, 40)
+    side = tiles.tile_size(name, 40)
     assert side % 32 == 0 and side >= 64
     dropouts = [module.eval() for module in net.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
     assert {module.p for module in dropouts} == {0.9}
@@ -143,7 +143,7 @@ def test_safetensors_and_files_of_before_torch_1_6_are_loaded(tmp_path, publishe
     own, _ = loaded(published, tmp_path / "w.safetensors")
     assert torch.equal(own["model.blocks.1.0.conv_pw.weight"], published["blocks.1.0.conv_pw.weight"])
     torch.save(published, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    assert list(models.file_state(tmp_path / "old.pth")) == list(published)
+    assert list(encoders.file_state(tmp_path / "old.pth")) == list(published)
 
 
 def test_weights_without_batch_counters_are_loaded(tmp_path, published):
@@ -183,7 +183,7 @@ def test_the_file_of_another_encoder_is_refused(tmp_path, theirs, encoder):
 def test_a_file_that_holds_no_weights_is_one_line(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SetupError, match=f"{name}: is no"):
-        models.file_state(tmp_path / name)
+        encoders.file_state(tmp_path / name)
 
 
 def test_encoder_weights_that_are_not_finite_are_refused(tmp_path, published):
@@ -207,7 +207,7 @@ def test_without_a_network_the_two_ways_out_are_named(tmp_path, monkeypatch, mod
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
     config = options(model, encoder_name="resnet18")
     with pytest.raises(SetupError, match="^--pretrained: .*--no_pretrained.*--encoder_weights FILE"):
-        models.load_encoder(models.build_model(model, 3, 2, "resnet18"), config, 3)
+        encoders.load_encoder(models.build_model(model, 3, 2, "resnet18"), config, 3)
 
 
 @pytest.mark.slow
@@ -226,15 +226,15 @@ def test_imagenet_weights_reach_an_encoder_with_bands_of_its_own(monkeypatch):
     torch.manual_seed(5)
     theirs = smp.encoders.get_encoder("densenet121", weights=None)
     monkeypatch.setattr(smp.encoders, "get_encoder", lambda *_, **__: theirs)
-    monkeypatch.setattr(models, "offline_if_unreachable", lambda: None)
+    monkeypatch.setattr(encoders, "offline_if_unreachable", lambda: None)
     net = models.build_model("unet", 4, 2, "densenet121")
-    assert "imagenet" in models.load_encoder(net, options(encoder_name="densenet121"), 4)
+    assert "imagenet" in encoders.load_encoder(net, options(encoder_name="densenet121"), 4)
     assert torch.equal(net.encoder.state_dict()["features.norm5.weight"], theirs.state_dict()["features.norm5.weight"])
     torch.testing.assert_close(net.encoder.features.conv0.weight[:, 3], theirs.features.conv0.weight[:, 0] * 3 / 4)
 
 
 def test_a_network_without_published_weights_says_so():
     net = models.build_model("unet-dropout", 3, 2)
-    assert models.load_encoder(net, options("unet-dropout"), 3) is None
+    assert encoders.load_encoder(net, options("unet-dropout"), 3) is None
     with pytest.raises(SetupError, match="^--encoder_weights imagenet: unet-dropout"):
-        models.load_encoder(net, options("unet-dropout", encoder_weights="imagenet"), 3)
+        encoders.load_encoder(net, options("unet-dropout", encoder_weights="imagenet"), 3)

@@ -70,7 +70,7 @@ def test_a_scene_of_2048_pixels_takes_25_tiles_of_512_at_128_overlap(tmp_path):
 
 
 @pytest.mark.parametrize("row, col, tiles", [(0, 0, 1), (50, 20, 2), (50, 50, 4), (199, 199, 1)])
-def test_only_tiles_with_a_valid_pixel_are_mapped(tmp_path, row, col, tiles):
+def test_only_tiles_with_a_valid_pixel_are_run(tmp_path, row, col, tiles):
     pixels = np.zeros((1, 200, 200), "uint8")
     pixels[0, row, col] = 9
     net = Spy(lambda x: x.new_zeros(len(x), 2, *x.shape[-2:]))
@@ -116,13 +116,14 @@ def test_require_all_bands_drops_pixels_with_one_missing_band(tmp_path):
     assert ((opened(tmp_path / "m.tif") != 255) == valid).all()
 
 
-def test_the_network_sees_the_training_median_where_there_is_no_data(tmp_path):
-    scene, valid = masked_scene(tmp_path, "tag")
+@pytest.mark.parametrize("kind", ["tag", "mask", "alpha"])
+def test_the_network_sees_the_training_median_where_there_is_no_data(tmp_path, kind):
+    scene, valid = masked_scene(tmp_path, kind)
     net, stats = Spy(remainder(3)), Normalizer("zscore", (100.0, 200.0, 0.0), (0.5, 0.25, 1.0), (7.0, 9.0, 1.0))
     mapped(by_hand(tmp_path, net, 3, 3, normalizer=stats), scene, tmp_path / "m.tif")
     seen = net.seen[0][0, :, :40, :40].numpy()
     assert (seen[0][~valid] == (7 - 100) * 0.5).all() and (seen[1][~valid] == (9 - 200) * 0.25).all()
-    assert seen[0, 20, 20] == (7 - 100) * 0.5 and seen[1, 20, 20] == (20000 + 2020 - 200) * 0.25
+    assert seen[0, 20, 20] == ((7 if kind == "tag" else 10000 + 2020) - 100) * 0.5 and seen[1, 20, 20] == (20000 + 2020 - 200) * 0.25
     assert seen[0, 10, 11] == (10000 + 1011 - 100) * 0.5
 
 

@@ -164,7 +164,7 @@ def test_an_alpha_band_is_the_mask_unless_it_is_asked_for(rgba):
         assert not valid[0].any() and valid[1:].all() and not missing.any()
     with raster.Scene(rgba, bands=[4, 1]) as scene:  # a near-infrared band that was never meant as alpha
         pixels, _, valid = scene.read(Window(0, 0, 4, 5))
-        assert valid.all() and pixels[0, 0, 0] == 0
+        assert valid.all() and pixels[0, 0, 0] == 0 and not scene.alpha
 
 
 @pytest.mark.parametrize("nodata", [None, 0])

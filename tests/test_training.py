@@ -11,7 +11,7 @@ import torch
 from tinypatches import FLAGS, REAL, config, rows, same_weights, saved, speckled
 
 import model_training_v2 as training
-from eoseg import checkpoint, data, device, models
+from eoseg import checkpoint, data, device, encoders, models
 from eoseg.config import TrainingConfig
 from eoseg.errors import SetupError
 
@@ -87,7 +87,11 @@ def by_hand(root, folder, split):
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_the_scores_are_those_sklearn_finds_for_the_final_network(root, finished, split):
-    from sklearn.metrics import accuracy_score, jaccard_score, precision_recall_fscore_support
+    from sklearn.metrics import (
+        accuracy_score,
+        jaccard_score,
+        precision_recall_fscore_support,
+    )
 
     found = json.loads((finished / "unet-dropout_metrics.json").read_text())[split]
     truth, called = by_hand(root, finished, split)
@@ -134,7 +138,7 @@ def test_an_earlier_model_is_a_start_for_other_classes(root, finished, tmp_path)
     theirs, mine = saved(finished, "final.pth")["model_state_dict"], run.net.state_dict()
     assert [name for name in mine if not torch.equal(mine[name].flatten()[:1], theirs[name].flatten()[:1])] == ["head.weight", "head.bias"]
     assert mine["head.bias"].shape == (5,)
-    said = models.load_init_weights(run.net, path)
+    said = encoders.load_init_weights(run.net, path)
     assert path in said and "fresh: head.bias, head.weight" in said
     for other in ({"bands": ["1", "2"]}, REAL):
         with pytest.raises(SetupError, match="--init_weights .*another network.*--encoder_name"):

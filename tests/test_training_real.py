@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 from tinypatches import REAL, make, same_weights
 
-from eoseg import checkpoint, models
+from eoseg import checkpoint, encoders, models
 from eoseg.config import TrainingConfig
 
 pytestmark = pytest.mark.slow
@@ -127,7 +127,7 @@ def test_published_imagenet_weights_reach_the_encoder(chesapeake, tmp_path):
 
     encoder = "timm-tf_efficientnet_lite0"
     unet = models.build_model("unet", 3, 2, encoder)
-    models.load_encoder(unet, TrainingConfig("unet", ".", encoder_name=encoder, encoder_weights=str(tmp_path / "lite0.pth")), 3)
+    encoders.load_encoder(unet, TrainingConfig("unet", ".", encoder_name=encoder, encoder_weights=str(tmp_path / "lite0.pth")), 3)
     net.load_state_dict({**unet.encoder.state_dict(), "classifier.weight": theirs["_fc.weight"], "classifier.bias": theirs["_fc.bias"]})
     for picture, name in zip(load_sample_images().images, (698, 985)):  # ImageNet's palace and daisy
         image = torch.from_numpy(picture[:, 106:533].astype(np.float32)).movedim(2, 0)[None]

@@ -1,0 +1,39 @@
+"""The folder of a run: what its files are called, and whose they are."""
+
+from pathlib import Path
+
+from eoseg import files
+from eoseg.errors import SetupError, listing
+
+ENDINGS = {"best_loss", "best_iou", "final", "last", "training_plot", "training_log", "per_class_iou", "metrics", "kfold", "kfold_metrics"}
+
+
+def earlier_run(config):
+    """Files of an earlier run of the same network in --save_dir, and of its folds."""
+    folder, model = Path(config.save_dir), config.model_name
+    places = [folder, *folder.glob("fold[0-9]*")]
+    return sorted(path for place in places for path in place.glob(f"{model}_*") if path.name[len(model) + 1 :].split(".")[0] in ENDINGS)
+
+
+def check_folder(config):
+    """An earlier run of the same network is never touched without being told.
+
+    Raises:
+        SetupError: it is there, and neither --resume nor --overwrite was given.
+    """
+    there = earlier_run(config)
+    if there and not (config.resume or config.overwrite):
+        raise SetupError(f"--save_dir {config.save_dir}: holds a run of {config.model_name} ({listing([p.name for p in there], 3)}); give --resume to go on with it, "
+                         "--overwrite to replace it, or another --save_dir.")
+
+
+def clear(config):
+    """Remove the leftovers of a killed run; with --overwrite the earlier run, now that the new one is known to start."""
+    for part in Path(config.save_dir).glob(f".{config.model_name}_*.part"):
+        files.remove(part)
+    for path in earlier_run(config) if config.overwrite else []:
+        files.remove(path)
+
+
+def path_of(config, ending):
+    return Path(config.save_dir) / f"{config.model_name}_{ending}"
