@@ -204,3 +204,10 @@ def class_weights(counts, method="inverse_sqrt", cap=10.0):
         if not (weights > cap).any():
             return weights.float()
         capped |= weights > cap
+
+
+def chosen_weights(options, counts):
+    """Class weights as `options` asks: given, counted from labelled training pixels per class, or None. (C,) float32."""
+    if options.custom_class_weights:
+        return torch.tensor(options.custom_class_weights, dtype=torch.float32)
+    return class_weights(counts, options.class_weight_method) if options.use_class_weights else None

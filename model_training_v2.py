@@ -192,7 +192,7 @@ def prepare(config, splits, metadata):
     begun = config.resume and path_of(config, "last.pth").exists()  # a fold that a killed run never reached begins as any other
     started = [] if begun else [encoders.load_encoder(net, config, len(bands.names)), config.init_weights and encoders.load_init_weights(net, config.init_weights)]
     net = net.to(device, memory_format=torch.channels_last)
-    weight = chosen_weights(config, pixels["train"])
+    weight = losses.chosen_weights(config, pixels["train"])
     run = Run(config, names, about, device, amp_dtype, net, losses.make_loss(config, weight).to(device), make_optimizer(net, models.encoder_of(net), config),
               torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16), None)
     loaders = make_loaders(run, splits, bands, normalizer)
@@ -201,13 +201,6 @@ def prepare(config, splits, metadata):
                             config.warmup_lr, config.patience // 3)
     report(run, splits, survey, bands, kind, precision, weight, [line for line in started if line])
     return run, loaders
-
-
-def chosen_weights(config, pixels):
-    """Class weights as asked: (C,) tensor, or None."""
-    if config.custom_class_weights:
-        return torch.tensor(config.custom_class_weights, dtype=torch.float32)
-    return losses.class_weights(pixels, config.class_weight_method) if config.use_class_weights else None
 
 
 def make_loaders(run, splits, bands, normalizer):
