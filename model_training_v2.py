@@ -186,7 +186,7 @@ def prepare(config, splits, metadata):
     normalizer, statistics = data.fit_normalizer(splits["train"], bands, kind, bar)
     about = {"normalization": normalizer.to_dict(), "statistics": statistics, "class_names": names, "input": bands.to_dict(),
              "label_map": parse_map(config.label_map) or metadata.get("label_map"), "patch_size": max(max(size) for size in survey.sizes),
-             "pixel_size": pixel_size(raster.header(every[0][0])), "training_patches": files.digest([image for image, _ in splits["train"]])}
+             "pixel_size": pixel_size(raster.header(every[0][0])), "patches": files.digest(path for split in ("train", "validation") for pair in splits[split] for path in pair)}
     torch.manual_seed(config.seed)
     net = models.build_model(config.model_name, len(bands.names), config.num_classes, config.encoder_name, config.dropout_rate)
     begun = config.resume and path_of(config, "last.pth").exists()  # a fold that a killed run never reached begins as any other
@@ -364,7 +364,7 @@ def resume(run):
     saved = checkpoint.load(path, run.device)
     mine = checkpoint_parts(run)
     differ = [f"{key} ({saved['config'].get(key)} -> {value})" for key, value in mine["config"].items() if key not in RESUMABLE and saved["config"].get(key) != value]
-    differ += [key for key in ("input", "class_names", "training_patches", "normalization") if saved[key] != checkpoint.plain(mine[key])]
+    differ += [key for key in ("input", "class_names", "patches", "normalization") if saved[key] != checkpoint.plain(mine[key])]
     if differ:
         raise SetupError(f"--resume: {path} was trained otherwise: {listing(differ, 8)}; give the same options and patches, or another --save_dir.")
     checkpoint.load_weights(run.net, saved["model_state_dict"], path)

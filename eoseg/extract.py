@@ -361,15 +361,12 @@ def reasons(skipped, failed):
 
 def assemble(rows, metadata, staging):
     """Bring the finished patches into the order in which they are to be found."""
-    for row in rows:
-        for kind in ("images", "labels"):
-            source, target = staging / kind / row["patch"], staging / row["split"] / kind / row["patch"]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            files.sync(source)
-            os.rename(source, target)
-    for split in SPLITS:  # also an empty one has its folders
-        for kind in ("images", "labels"):
+    files.sync_all(staging / kind / row["patch"] for row in rows for kind in ("images", "labels"))
+    for kind in ("images", "labels"):
+        for split in SPLITS:  # also an empty one has its folders
             (staging / split / kind).mkdir(parents=True, exist_ok=True)
+        for row in rows:
+            os.rename(staging / kind / row["patch"], staging / row["split"] / kind / row["patch"])
     names = classes_of(rows)
     table = [{**{k: v for k, v in row.items() if k != "classes"}, **{f"class_{c}": row["classes"].get(c, 0) for c in names}} for row in rows]
     files.write_csv(staging / "patches.csv", table)

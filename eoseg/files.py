@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from eoseg.errors import SetupError
@@ -59,6 +60,12 @@ def sync(path):
     """Wait until the file's content is on the disk; a full disk shows here at the latest."""
     with open(path, "rb+") as f:
         os.fsync(f.fileno())
+
+
+def sync_all(paths):
+    """`sync` many files, several at a time: each alone would wait for the disk."""
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(sync, paths))
 
 
 def sync_folder(folder):

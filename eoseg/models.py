@@ -1,6 +1,7 @@
 """The networks. Each maps (N, in_channels, H, W) to logits (N, outputs, H, W); one output is binary."""
 
 import difflib
+import re
 import warnings
 from collections import OrderedDict
 
@@ -85,6 +86,9 @@ def check_model(config, in_channels=3):
     except Exception as error:
         if "more than 1 value per channel" in str(error):
             raise SetupError(f"--batch_size 1: {config.model_name} normalises over the batch and needs 2 patches or more; give --batch_size 2.") from None
+        fixed = re.search(r"match model \((\d+)\)", str(error))  # timm's words for a transformer of one input size
+        if fixed:
+            raise SetupError(f"--encoder_name {config.encoder_name}: takes {fixed[1]} pixels and no others; give --patch_size {fixed[1]}, or another encoder.") from None
         raise SetupError(cannot_serve(config.model_name, config.encoder_name, error)) from None
     if shape != (count, config.num_classes, size, size):
         raise SetupError(cannot_serve(config.model_name, config.encoder_name, f"it returns {tuple(shape)} for {size} pixels"))

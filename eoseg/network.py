@@ -68,7 +68,8 @@ def load(path, options, say=print):
     normalizer = normalizer_of(saved, about["in_channels"], options, path, say)
     encoder = f" with {about['encoder_name']}" if about["model_name"] in models.SMP else ""
     say(f"network   {about['model_name']}{encoder} from {path}, on {device}, {precision}")
-    return Network(str(path), net, about["model_name"], device, amp_dtype, normalizer, list(map(str, names)), about["in_channels"], binary, saved["input"], saved.get("pixel_size"))
+    return Network(str(path), net, about["model_name"], device, amp_dtype, normalizer, list(map(str, names)),
+                   about["in_channels"], binary, saved["input"], saved.get("pixel_size"))
 
 
 def settled(config, options, path, say):

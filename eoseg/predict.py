@@ -98,7 +98,8 @@ def is_finished(output, settings):
 
 def check_nodata(network, options):
     if options.output_nodata < len(network.class_names):
-        raise SetupError(f"--output_nodata {options.output_nodata}: is a class ({network.class_names[options.output_nodata]}); give {max(255, len(network.class_names))}.")
+        name, free = network.class_names[options.output_nodata], max(255, len(network.class_names))
+        raise SetupError(f"--output_nodata {options.output_nodata}: is a class ({name}); give {free}.")
 
 
 def compare_pixel_size(network, path, say):

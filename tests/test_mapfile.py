@@ -85,7 +85,8 @@ def test_the_map_is_a_small_cog_with_overviews(tmp_path):
 def test_overviews_show_the_commonest_class_never_one_between(tmp_path):
     common = painted(300, 300, 9)
     classes = np.kron(common, np.ones((2, 2), int))
-    classes[::2, 1::2] = painted(300, 300, 7)
+    classes[::2, 1::2] = (common + 1 + painted(300, 300, 3)) % 9
+    classes[1::2, ::2] = (common + 5 + painted(300, 300, 3)) % 9
     made(tmp_path, classes, names=list("abcdefghi"))
     with rasterio.open(tmp_path / "map.tif", overview_level=0) as src:
         assert (src.read(1) == common).all()

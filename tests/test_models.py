@@ -116,6 +116,20 @@ def test_older_encoder_names_are_translated(old, new):
     assert list(models.build_model("fpn", 3, 2, old).state_dict()) == list(models.build_model("fpn", 3, 2, new).state_dict())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.SMP)
+def test_the_encoders_recommended_for_every_network_serve_it(name):
+    for encoder in ("resnet34", "resnet50", "efficientnet-b0", "mobilenet_v2"):
+        models.check_model(options(name, encoder_name=encoder))
+
+
+@pytest.mark.slow
+def test_an_encoder_of_one_size_asks_for_that_patch_size():
+    with pytest.raises(SetupError, match="^--encoder_name tu-swin_tiny_patch4_window7_224: .*--patch_size 224"):
+        models.check_model(options("unet", encoder_name="tu-swin_tiny_patch4_window7_224"))
+    models.check_model(options("unet", encoder_name="tu-swin_tiny_patch4_window7_224", patch_size=200))  # padded to 224
+
+
 @pytest.mark.parametrize("model", ["deeplabv3", "deeplabv3+", "pan", "deeplabv3_mobilenet_v3_large"])
 def test_a_batch_of_one_is_said_where_normalisation_needs_two(model):
     with pytest.raises(SetupError, match=f"^--batch_size 1: {re.escape(model)} .*give --batch_size 2"):

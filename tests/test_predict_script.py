@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import rasterio
 from conftest import coded, write_raster
 from tinynet import Point, opened, save
 
@@ -73,3 +74,21 @@ def test_output_may_be_a_folder_there_or_named_by_a_slash(tmp_path, script, poin
         assert (status, error) == (0, "") and "north.west.tif" in said
     assert (tmp_path / "there/north.west.tif").exists() and (tmp_path / "new/er/north.west.tif").exists()
     assert script("Predict_large_image_v2", "--model", model, "--input", scene, "--output", tmp_path)[0] == 2  # the scene's own folder
+
+
+@pytest.mark.parametrize("code, size, corner, pixel_hectares", [
+    (32630, 10, (5e5, 48e5), 0.01),
+    (2263, 1000, (980000, 200000), 1e6 * (1200 / 3937) ** 2 / 1e4),  # US survey feet
+    (3857, 1000, (1e6, 5626521), 50),  # 45 degrees north: half of what the plane says
+    (4326, 0.1, (5, 60.5), 11141.2 * 5579.8 / 1e4),  # a tenth of a degree at 60 north: 11.14 km down, 5.58 km across
+    (None, 1, (0, 0), None),
+])
+def test_hectares_are_those_on_the_ground(tmp_path, script, point_models, code, size, corner, pixel_hectares):
+    where = rasterio.transform.from_origin(*corner, size, size)
+    scene = write_raster(tmp_path / "s.tif", coded(10, 10), crs=code and f"EPSG:{code}", transform=where)
+    _, said, _ = script("Predict_large_image_v2", "--model", save(tmp_path / "m.pth", Point(3, 4)), "--input", scene, "--output", tmp_path / "map.tif")
+    found = re.findall(r"^  class_\d +[\d,]+ +[\d.]+% +(\S+)$", said, re.M)
+    if code is None:
+        assert found == ["unknown"] * 4
+    else:
+        assert sum(float(text.replace(",", "")) for text in found) == pytest.approx(100 * pixel_hectares, rel=2e-3)
