@@ -72,7 +72,7 @@ def run(pairs, args, lonely=()):
     from eoseg.extract import extract
     from eoseg.tracking import bar
 
-    metadata = extract(pairs, options, args.output, shared_grid=bool(args.grid), bar=bar)
+    metadata = extract(pairs, options, args.output, bar=bar)
     print("patches  " + ", ".join(f"{split} {count}" for split, count in metadata["patches"].items()) + f"  -> {args.output}")
     if not metadata["patches"]["validation"]:
         print("note: validation is empty, and training needs it; give a larger --val_ratio or more cells")

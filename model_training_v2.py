@@ -69,7 +69,7 @@ def cross_validate_model_v2(model_name, dataset_root, device="auto", n_splits=5,
     Returns:
         the scores that <model>_kfold_metrics.json holds.
     """
-    return cross_validate(TrainingConfig(model_name, str(dataset_root), device=str(device), val_strategy="kfold", n_splits=n_splits, **options))
+    return cross_validate(TrainingConfig(model_name, str(dataset_root), device=str(device), n_splits=n_splits, **{**options, "val_strategy": "kfold"}))
 
 
 def train(config):
@@ -93,10 +93,10 @@ def cross_validate(config):
     pairs = [pair for split in dict.fromkeys(config.subdirectories) for pair in patchset.find_pairs(root, split)]
     test = patchset.find_pairs(root, "test") if "test" not in config.subdirectories else []
     results, folder = [], Path(config.save_dir)
-    parts = folds.divide(pairs, config.n_splits, config.seed)
+    parts = folds.divide(pairs, config.n_splits, config.seed, patchset.read_places(root))
     with files.lock(folder):
         check_folder(config)
-        data.survey([*pairs, *test], config, bar)  # a bad test patch is said now, not when all folds are trained
+        data.survey([*pairs, *test], data.choose_bands(pairs[0][0], config, metadata), config, bar)  # a bad test patch is said now, not when all folds are trained
         if config.overwrite:
             clear(config)
         single = [dc.replace(config, save_dir=str(folder / f"fold{i}")) for i in range(1, len(parts) + 1)]
@@ -175,18 +175,19 @@ def prepare(config, splits, metadata):
     device = choose_device(config.device)
     amp_dtype, precision = amp_settings(config.use_amp, device)
     every = [pair for part in splits.values() for pair in part]
-    survey = data.survey(every, config, bar)
+    bands = data.choose_bands(every[0][0], config, metadata)
+    survey = data.survey(every, bands, config, bar)
+    largest = max(max(size) for size in survey.sizes)
     if config.batch_size == 1:  # how small the deepest features get hangs on the patches
-        models.check_model(dc.replace(config, patch_size=config.patch_size or max(max(size) for size in survey.sizes)))
-    bands = data.choose_bands(survey, config, metadata, every[0][0])
+        models.check_model(dc.replace(config, patch_size=config.patch_size or largest))
     names = data.class_names(config, metadata)
     pixels = {split: sum(survey.class_pixels[image] for image, _ in part) for split, part in splits.items() if part}
     data.check_labels(pixels, names)
-    kind = config.normalization if config.normalization != "auto" else "zscore" if config.weights_from else "percentile"
+    kind = config.normalization if config.normalization != "auto" else encoders.usual_normalization(config)
     normalizer, statistics = data.fit_normalizer(splits["train"], bands, kind, bar)
     about = {"normalization": normalizer.to_dict(), "statistics": statistics, "class_names": names, "input": bands.to_dict(),
-             "label_map": parse_map(config.label_map) or metadata.get("label_map"), "patch_size": max(max(size) for size in survey.sizes),
-             "pixel_size": pixel_size(raster.header(every[0][0])), "patches": files.digest(path for split in ("train", "validation") for pair in splits[split] for path in pair)}
+             "label_map": parse_map(config.label_map) or metadata.get("label_map"), "patch_size": largest,
+             "pixel_size": pixel_size(raster.header(every[0][0])), "patches": files.digest([*splits["train"], *splits["validation"]], survey.class_pixels)}
     torch.manual_seed(config.seed)
     net = models.build_model(config.model_name, len(bands.names), config.num_classes, config.encoder_name, config.dropout_rate)
     begun = config.resume and path_of(config, "last.pth").exists()  # a fold that a killed run never reached begins as any other
@@ -195,7 +196,7 @@ def prepare(config, splits, metadata):
     weight = losses.chosen_weights(config, pixels["train"])
     run = Run(config, names, about, device, amp_dtype, net, losses.make_loss(config, weight).to(device), make_optimizer(net, models.encoder_of(net), config),
               torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16), None)
-    loaders = make_loaders(run, splits, bands, normalizer)
+    loaders = make_loaders(run, splits, bands, normalizer, largest)
     steps = len(loaders[0])
     run.schedule = Schedule(config.scheduler_type, config.learning_rate, config.epochs * steps, config.warmup_epochs * steps,
                             config.warmup_lr, config.patience // 3)
@@ -203,13 +204,13 @@ def prepare(config, splits, metadata):
     return run, loaders
 
 
-def make_loaders(run, splits, bands, normalizer):
+def make_loaders(run, splits, bands, normalizer, largest):
     """Loaders of train (shuffled, augmented), validation and test (None when empty)."""
     config = run.config
     workers = data.worker_count(config, splits["train"])
-    augment_seed = config.seed if config.data_augmentation else None
-    make = lambda pairs, augment, order: data.make_loader(data.Patches(pairs, bands, normalizer, config, augment), config.batch_size, order, workers, run.device)
-    return make(splits["train"], augment_seed, config.seed), make(splits["validation"], None, None), make(splits["test"], None, None) if splits["test"] else None
+    make = lambda pairs, seed: data.make_loader(data.Patches(pairs, bands, normalizer, config, seed, config.data_augmentation, largest),
+                                                config.batch_size, seed, workers, run.device)
+    return make(splits["train"], config.seed), make(splits["validation"], None), make(splits["test"], None) if splits["test"] else None
 
 
 def report(run, splits, survey, bands, kind, precision, weight, started):
@@ -370,7 +371,8 @@ def resume(run):
     checkpoint.load_weights(run.net, saved["model_state_dict"], path)
     state = saved["run"]
     run.optimizer.load_state_dict(state["optimizer"])
-    run.scaler.load_state_dict(state["scaler"])
+    if state["scaler"]:  # empty when the run was begun where no gradient scaling is needed
+        run.scaler.load_state_dict(state["scaler"])
     run.schedule.load_state_dict(state["schedule"])
     for name in LASTING:
         setattr(run, name, state[name])
@@ -416,7 +418,7 @@ def test_ensemble(configs, pairs):
         net = models.build_model(config.model_name, saved["config"]["in_channels"], config.num_classes, config.encoder_name, config.dropout_rate)
         checkpoint.load_weights(net, saved["model_state_dict"], path_of(config, "final.pth"))
         nets.append(net.to(device, memory_format=torch.channels_last).eval())
-        patches = data.Patches(pairs, data.Bands(**saved["input"]), data.Normalizer.from_dict(saved["normalization"]), config)
+        patches = data.Patches(pairs, data.Bands(**saved["input"]), data.Normalizer.from_dict(saved["normalization"]), config, largest=saved["patch_size"])
         loaders.append(data.make_loader(patches, config.batch_size, None, 0, device))
     confusion = Confusion(len(saved["class_names"]), device)
     for batches in zip(*loaders):

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-from eoseg import raster
+from eoseg import raster, validity
 from eoseg.coding import IGNORE
 
 CUBIC = {"nearest": cv2.INTER_NEAREST, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "lanczos": cv2.INTER_LANCZOS4}
@@ -45,7 +45,7 @@ def nodata_of(scene):
 
 def not_finite(pixels, nodata):
     """How many pixels hold NaN or Inf in a band, where that is not the nodata value."""
-    broken, known = ~np.isfinite(pixels), raster.equals_nodata(pixels, nodata)
+    broken, known = ~np.isfinite(pixels), validity.equals_nodata(pixels, nodata)
     return int((broken if known is None else broken & ~known).any(0).sum())
 
 

@@ -2,7 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -17,12 +17,14 @@ from eoseg.tiles import tile_size
 
 
 class Bands(NamedTuple):
-    """Which bands the network takes: of a patch (from 0), and of the scene the patches were cut from (from 1)."""
+    """What the network takes: bands of a patch (from 0) and of the scene the patches were cut from (from 1), and what counts as data there."""
 
     of_patch: list
     names: list
     of_scene: list
     scene_count: int
+    require_all_bands: bool = False
+    input_nodata: Optional[float] = None  # of the scene, where its own tag was not believed
 
     def to_dict(self):
         return self._asdict()
@@ -37,17 +39,17 @@ class Survey(NamedTuple):
     class_pixels: dict  # image path -> (C,) int64
 
 
-def survey(pairs, config, progress):
+def survey(pairs, bands, config, progress):
     """Open every pair once, in parallel; report every problem at once.
 
     Args:
-        pairs: list of (image, label). progress: wraps an iterable to show progress.
+        pairs: list of (image, label). bands: the Bands in use, of patches like the first. progress: wraps an iterable to show progress.
     Raises:
         SetupError: files that cannot be used; the first few are named, the rest counted.
     """
     coding = coding_of(config)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        seen = list(progress(pool.map(lambda pair: look(pair, coding, config), pairs), total=len(pairs), desc="checking", unit="patch"))
+        seen = list(progress(pool.map(lambda pair: look(pair, bands, coding, config), pairs), total=len(pairs), desc="checking", unit="patch"))
     problems = [found for found in seen if isinstance(found, str)]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
@@ -66,11 +68,15 @@ def survey(pairs, config, progress):
     return Survey(count, dtype, sizes, {image: counts for (image, _), (_, _, _, counts) in zip(pairs, seen)})
 
 
-def look(pair, coding, config):
+def look(pair, bands, coding, config):
     """Bands, type, size and class counts of one pair; a text when it cannot be used."""
     image, label = pair
     try:
         pixels, _, valid = raster.read_patch(image)
+        if max(bands.of_patch) < len(pixels) and (len(bands.of_patch) < len(pixels) or bands.require_all_bands):
+            _, _, valid = raster.read_patch(image, bands.of_patch, bands.require_all_bands)
+        if not valid.any():
+            return f"{image}: holds no valid pixel; remove it and its label."
         codes, tag = raster.read_label(label)
         if codes.shape != valid.shape:
             return f"{label}: is {codes.shape[0]} x {codes.shape[1]} pixels, its image {valid.shape[0]} x {valid.shape[1]}; extract them again."
@@ -102,32 +108,34 @@ def check_sizes(sizes, config):
         raise SetupError(f"--patch_size: the patches differ in size: {listing(kinds)}; give --patch_size N to cut or pad them to N pixels.")
 
 
-def choose_bands(survey, config, metadata, first):
+def choose_bands(first, config, metadata):
     """The bands the network takes, traced back to the scene the patches were cut from.
 
     Args:
-        metadata: of the patches, {} when there is none. first: path of a patch.
+        first: path of a patch, which speaks for all. metadata: of the patches, {} when there is none.
     Raises:
         SetupError: --bands or --in_channels do not fit the patches.
     """
-    about = metadata.get("bands") or {}
-    names = about.get("names")
-    if not names or len(names) != survey.count:
+    about, settings = metadata.get("bands") or {}, metadata.get("settings") or {}
+    names, count = about.get("names"), len(raster.read_patch(first)[0])
+    every = list(range(1, count + 1))
+    if not names or len(names) != count:
         with raster.open_raster(first) as src:
             names = raster.band_names(src)
         about = {}
-    numbers = raster.choose_bands(names, config.bands, first) if config.bands else list(range(1, survey.count + 1))
+    numbers = raster.choose_bands(names, config.bands, first) if config.bands else every
     if config.in_channels not in (None, len(numbers)):
         raise SetupError(f"--in_channels {config.in_channels}: the patches give {len(numbers)} bands; leave it out, or choose with --bands.")
-    source = about.get("source_bands", list(range(1, survey.count + 1)))
-    return Bands([n - 1 for n in numbers], [names[n - 1] for n in numbers], [source[n - 1] for n in numbers], about.get("source_count", survey.count))
+    source = about.get("source_bands", every)
+    return Bands([n - 1 for n in numbers], [names[n - 1] for n in numbers], [source[n - 1] for n in numbers], about.get("source_count", count),
+                 bool(settings.get("require_all_bands")), settings.get("input_nodata"))
 
 
 def fit_normalizer(pairs, bands, kind, progress):
     """Statistics of the bands over the valid pixels of `pairs`, the training patches, and the normaliser made from them."""
     statistics = BandStatistics(len(bands.of_patch))
     for image, _ in progress(pairs, desc="statistics", unit="patch"):
-        pixels, missing, valid = (part[bands.of_patch] if part.ndim == 3 else part for part in raster.read_patch(image))
+        pixels, missing, valid = raster.read_patch(image, bands.of_patch, bands.require_all_bands)
         statistics.add(pixels, ~missing & valid)
     result = statistics.result()
     empty = [name for name, band in zip(bands.names, result) if not band["valid_pixels"]]
@@ -142,13 +150,14 @@ class Patches(Dataset):
     Asked for (epoch, index): the same pair always gives the same sample, whichever worker makes it.
 
     Args:
-        size: None, or the side to which patches are cut (at random in training) or padded.
-        seed: of the augmentation; None for none.
+        largest: side of the largest patch; None when all are of one size. Evaluation sees every patch whole, mirrored to it.
+        seed: of the cuts and the augmentation; None in evaluation.
+        augmented: whether to augment.
     """
 
-    def __init__(self, pairs, bands, normalizer, config, seed=None):
-        self.pairs, self.bands, self.normalizer, self.seed = pairs, bands, normalizer, seed
-        self.coding, self.size, self.network = coding_of(config), config.patch_size, config.model_name
+    def __init__(self, pairs, bands, normalizer, config, seed=None, augmented=True, largest=None):
+        self.pairs, self.bands, self.normalizer, self.seed, self.augmented = pairs, bands, normalizer, seed, augmented
+        self.coding, self.size, self.network, self.largest = coding_of(config), config.patch_size, config.model_name, largest
 
     def __len__(self):
         return len(self.pairs)
@@ -156,24 +165,24 @@ class Patches(Dataset):
     def __getitem__(self, key):
         epoch, index = key
         image, label = self.pairs[index]
-        pixels, missing, valid = raster.read_patch(image)
+        pixels, missing, valid = raster.read_patch(image, self.bands.of_patch, self.bands.require_all_bands)
         codes, tag = raster.read_label(label)
         target = np.where(valid, self.coding.decode(codes, tag, label), IGNORE).astype(np.int64)
-        pixels = self.normalizer(pixels[self.bands.of_patch], (missing | ~valid)[self.bands.of_patch])
+        pixels = self.normalizer(pixels, missing | ~valid)
         key = None if self.seed is None else [self.seed, epoch, index]
-        if self.size:
+        if self.size and key:
             pixels, target = cut_to(pixels, target, self.size, key)
-        if key:
+        if self.augmented and key:
             pixels, target = augment(pixels, target, key)
-        side = tile_size(self.network, max(target.shape))
+        side = tile_size(self.network, max(*target.shape, 0 if key else self.largest or 0))
         pixels, target = pad_to(pixels, target, side)
         return torch.from_numpy(np.ascontiguousarray(pixels)), torch.from_numpy(np.ascontiguousarray(target)), index
 
 
 def cut_to(pixels, target, size, key):
-    """Cut a larger patch to `size` pixels: anywhere with a `key`, else its middle."""
+    """Cut a larger patch to `size` pixels, anywhere, by `key`; pad a smaller one."""
     spare = [max(length - size, 0) for length in target.shape]
-    row, col = np.random.default_rng([*key, 1]).integers(0, np.array(spare) + 1) if key else (spare[0] // 2, spare[1] // 2)
+    row, col = np.random.default_rng([*key, 1]).integers(0, np.array(spare) + 1)
     where = slice(row, row + size), slice(col, col + size)
     return pad_to(pixels[:, where[0], where[1]], target[where], size)
 
@@ -269,7 +278,8 @@ def class_names(config, metadata):
     if not known:
         return [f"class_{i}" for i in range(config.class_count)]
     if len(known) != config.class_count:
-        raise SetupError(f"--classes {config.class_count}: the patches name {len(known)} ({listing(known, 8)}); give --classes {len(known)}, or --class_names.")
+        remedy = "choose --mode multiclass, or map them to 0 and 1 with --label_map" if config.mode == "binary" else f"give --classes {len(known)}, or --class_names"
+        raise SetupError(f"--classes {config.class_count}: the patches name {len(known)} ({listing(known, 8)}); {remedy}.")
     return list(known)
 
 

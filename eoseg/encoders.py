@@ -71,9 +71,11 @@ def part_of(name):
 
 
 def fit_bands(weight, shape, source, name):
-    """A first convolution over 3 bands for another number: its bands in turn, scaled so that the sum stays the same."""
+    """A first convolution over 3 bands for another number: the sum of its bands for one, else its bands in turn, times 3 / bands."""
     if weight.ndim != 4 or weight.shape[1] != 3 or (weight.shape[0], *weight.shape[2:]) != (shape[0], *shape[2:]):
         raise SetupError(f"--encoder_weights {source}: {name} is {tuple(weight.shape)}, the network's {tuple(shape)}; name a file of the same encoder.")
+    if shape[1] == 1:
+        return weight.sum(1, keepdim=True)
     return weight.repeat(1, -(-shape[1] // 3), 1, 1)[:, : shape[1]] * (3 / shape[1])
 
 
@@ -141,3 +143,13 @@ def load_init_weights(net, path):
     net.load_state_dict({**own, **taken})
     fresh = sorted(own.keys() - taken.keys())
     return f"start     {len(taken)} of {len(own)} weights from {path}" + (f"; fresh: {listing(fresh)}" if fresh else "")
+
+
+def usual_normalization(config):
+    """How band values are scaled when --normalization is auto: as an earlier model's, by mean and deviation for an encoder that was
+    trained so (a percentile stretch would make it useless), else by percentiles.
+    """
+    if config.init_weights:
+        before = checkpoint.load(config.init_weights)["normalization"]
+        return before["kind"] if before else "percentile"
+    return "zscore" if config.weights_from else "percentile"

@@ -25,12 +25,11 @@ STAGING, COMPLETE = ".unfinished", "complete"
 RESULTS = (*SPLITS, "patches.csv", "patch_metadata.json")
 
 
-def extract(pairs, options, output, shared_grid=False, say=print, bar=lambda items, **kw: items):
+def extract(pairs, options, output, say=print, bar=lambda items, **kw: items):
     """Cut all cells of all pairs into patches under `output`.
 
     Args:
-        pairs: list of Pair. options: ExtractionConfig. shared_grid: all pairs have one grid, so that a cell's patches of
-            several scenes show one place and go to one split.
+        pairs: list of Pair. options: ExtractionConfig.
         say: takes a line of report. bar: wraps an iterable to show progress.
     Returns:
         the metadata that was written; its "failed" names what could not be cut.
@@ -56,7 +55,7 @@ def extract(pairs, options, output, shared_grid=False, say=print, bar=lambda ite
             rows, bands, skipped, failed = cut_pairs(pairs, coding, options, staging, say, bar)
             if not rows:
                 raise SetupError(f"--output {output}: no patch could be cut ({reasons(skipped, failed)}); nothing was written.")
-            rows = divide(rows, options, shared_grid)
+            rows = divide(rows, options)
             assemble(rows, describe(rows, options, bands, coding, skipped, failed, staging), staging)
         except SetupError:
             files.remove(staging)
@@ -281,7 +280,7 @@ def cut_all(pair, scene, labels, found, options, staging, done, left_out, failed
             if isinstance(entry, str):
                 left_out.setdefault(entry, []).append(cell.id)
             else:
-                rows.append({**entry, "place": f"{pair.name}/{cell.id}"})
+                rows.append({**entry, "place": pair.place(cell)})
     return rows
 
 
@@ -300,7 +299,7 @@ def read_journal(staging):
 # ---------------------------------------------------------------- splits, statistics, publishing
 
 
-def divide(rows, options, shared_grid):
+def divide(rows, options):
     """Give every row its split; rows in order of name.
 
     Raises:
@@ -312,11 +311,10 @@ def divide(rows, options, shared_grid):
         if not {"train", "validation"} <= used:
             raise SetupError(f"--split_column {options.split_column}: no usable patch is left for {listing({'train', 'validation'} - used)}; mark more cells so.")
     else:
-        key = "id" if shared_grid else "place"
         ratios = options.train_ratio, options.val_ratio, options.test_ratio
-        of = by_ratio([row[key] for row in rows], ratios, options.random_seed)
-        rows = [{**row, "split": of[row[key]]} for row in rows]
-    return [{key: value for key, value in row.items() if key != "place"} for row in rows]
+        of = by_ratio([row["place"] for row in rows], ratios, options.random_seed)
+        rows = [{**row, "split": of[row["place"]]} for row in rows]
+    return rows
 
 
 def natural(text):
@@ -329,7 +327,7 @@ def describe(rows, options, bands, coding, skipped, failed, staging):
     statistics = BandStatistics(len(bands["names"]))
     for row in rows:
         if row["split"] == "train":
-            pixels, missing, valid = raster.read_patch(staging / "images" / row["patch"], options.require_all_bands)
+            pixels, missing, valid = raster.read_patch(staging / "images" / row["patch"], require_all_bands=options.require_all_bands)
             statistics.add(pixels, ~missing & valid)
     count = lambda split: {c: sum(row["classes"].get(c, 0) for row in rows if row["split"] == split) for c in classes_of(rows)}
     settings = {key: value for key, value in dc.asdict(options).items() if key not in ("resume", "overwrite", "verbose", "save_metadata")}

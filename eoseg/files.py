@@ -169,7 +169,11 @@ def remove(path):
         path.unlink(missing_ok=True)
 
 
-def digest(paths):
-    """A short text that changes with the names and sizes of files, in any order."""
-    lines = sorted(f"{Path(path).name} {Path(path).stat().st_size}" for path in paths)
+def digest(pairs, counts):
+    """A short text that changes with the names and sizes of patches and with the classes in their labels, in any order.
+
+    Args:
+        pairs: (image, label) paths. counts: image path -> pixels of each class.
+    """
+    lines = sorted(f"{image.name} {image.stat().st_size} {label.stat().st_size} {list(map(int, counts[image]))}" for image, label in pairs)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

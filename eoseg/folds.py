@@ -1,22 +1,32 @@
 """K folds: who validates when, and what their scores say together."""
 
+from pathlib import Path
+
 import numpy as np
 
 from eoseg import files, plots
 from eoseg.errors import SetupError
 
 
-def divide(pairs, count, seed):
-    """Shuffled folds of nearly equal size.
+def divide(pairs, count, seed, places=None):
+    """Shuffled folds with nearly equal numbers of places.
 
+    Args:
+        places: dict patch name -> place; patches of one place (several dates of it) share a fold. A patch that is not
+            in it is a place of its own.
     Returns:
         list of (training pairs, validation pairs), one per fold; each pair validates exactly once.
     """
     from sklearn.model_selection import KFold
 
-    if len(pairs) < count:
-        raise SetupError(f"--n_splits {count}: there are {len(pairs)} patches; give at most as many folds as patches.")
-    return [([pairs[i] for i in train], [pairs[i] for i in held]) for train, held in KFold(count, shuffle=True, random_state=seed).split(pairs)]
+    groups = {}
+    for image, label in pairs:
+        groups.setdefault((places or {}).get(Path(image).name, image), []).append((image, label))
+    together = list(groups.values())
+    if len(together) < count:
+        raise SetupError(f"--n_splits {count}: the {len(pairs)} patches show {len(together)} places; give at most as many folds as places.")
+    pick = lambda indices: [pair for i in indices for pair in together[i]]
+    return [(pick(train), pick(held)) for train, held in KFold(count, shuffle=True, random_state=seed).split(together)]
 
 
 def interval(values, level=0.95):

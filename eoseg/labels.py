@@ -1,11 +1,13 @@
 """Labels of a scene, raster or polygons, read window by window as classes."""
 
+import re
+
 import numpy as np
 import shapely
 from rasterio.errors import RasterioError
 from rasterio.features import rasterize
 
-from eoseg import raster, vector
+from eoseg import raster, validity, vector
 from eoseg.coding import IGNORE, key_of
 from eoseg.errors import DataError, ReadError, SetupError, listing
 
@@ -23,7 +25,7 @@ class RasterLabels:
         if self.src.count != 1:
             raise DataError(f"{path}: has {self.src.count} bands; a label is one band of class codes, make one with gdal_translate -b N.")
         self.tag = self.src.nodata
-        self.masked = raster.mask_kind(self.src) == "mask"
+        self.masked = validity.mask_kind(self.src) == "mask"
         self.view = self.src if raster.same_grid(self.src, scene) else self._aligned(scene, say)
 
     def _aligned(self, scene, say):
@@ -91,11 +93,11 @@ class PolygonLabels:
         names = [vector.plain(value) for value in frame[field]]
         mapping = coding.mapping
         if mapping is None:
-            texts = sorted({name for name in names if name and not name.lstrip("-").isdigit()})
+            texts = sorted({name for name in names if name and not re.fullmatch("-?[0-9]+", name)})
             if texts:
                 example = " ".join(f"'{name}={i}'" if " " in name else f"{name}={i}" for i, name in enumerate(texts))
                 raise SetupError(f"--label_field {field}: holds names, not numbers; say which class each is, e.g. --label_map {example}")
-            mapping = {name: int(name) for name in names if name and 0 <= int(name) <= IGNORE}
+            mapping = {key_of(name): int(name) for name in names if name and 0 <= int(name) <= IGNORE}
         unknown = sorted({name for name in names if name and key_of(name) not in mapping})
         if unknown:
             raise DataError(f"{self.path}: {field} holds {listing(unknown, 8)}, which --label_map does not name; add them, e.g. {unknown[0]}=ignore.")

@@ -10,6 +10,7 @@ from eoseg.device import amp_settings, autocast, choose_device
 from eoseg.errors import DataError, SetupError, listing
 from eoseg.normalize import Normalizer
 from eoseg.tiles import tile_size
+from eoseg.validity import called_alpha
 
 ROUND = 2**12  # probabilities are multiples of 2^-12: with weights of 2^-6 per axis, float32 sums are exact
 
@@ -117,8 +118,8 @@ def scene_bands(network, path, say=print):
     Raises:
         DataError: the scene's bands do not fit; both are named.
     """
-    with raster.Scene(path) as scene:
-        names, colour = raster.band_names(scene.src), scene.bands
+    with raster.open_raster(path) as src:
+        names, colour = raster.band_names(src), [number for number in src.indexes if not called_alpha(src, number)]
     if not network.input:
         if network.in_channels not in (len(names), len(colour)):
             raise DataError(f"{path}: has {len(names)} bands; the network takes {network.in_channels}. Give it a scene of these bands, in training order.")

@@ -4,7 +4,6 @@ import dataclasses as dc
 
 import numpy as np
 
-KINDS = ("percentile", "zscore", "none")  # what a new network may be trained with
 CUT = 12  # bits of a float32 that histogram keys of wide types lack: sign, exponent, 11 bits of mantissa are left
 
 

@@ -20,6 +20,10 @@ class Pair(NamedTuple):
     def patch_name(self, cell):
         return f"img{self.name}_patch_{cell.id}.tif" if self.name else f"patch_{cell.id}.tif"
 
+    def place(self, cell):
+        """Where a patch lies: scenes that one grid cuts share its places, so that all dates of one go to one split."""
+        return f"{Path(self.grid).name if self.grid else self.name or 'scene'}/{cell.id}"
+
 
 def find_pairs(folder, image_pattern, label_pattern, grid=None, own_grids=False, recursive=False):
     """Pair the scenes and labels of a folder by the id that their names hold.

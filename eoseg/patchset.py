@@ -1,5 +1,6 @@
 """A folder of patches on disk: where its splits lie, and which label belongs to which image."""
 
+import csv
 from pathlib import Path
 
 from eoseg import files
@@ -43,11 +44,20 @@ def find_pairs(root, split):
     return [(images[name], labels[name]) for name in images]
 
 
+def read_places(root):
+    """Which place each patch shows: patch name -> place, from patches.csv; {} where there is none."""
+    path = Path(root) / "patches.csv"
+    if not path.exists():
+        return {}
+    with open(path, newline="", encoding="utf-8") as f:
+        return {row["patch"]: row["place"] for row in csv.DictReader(f) if row.get("patch") and row.get("place")}
+
+
 def load_metadata(root, required=True):
     """What Patch_extraction_v2.py wrote about the patches; {} when it is missing and not `required`."""
     path = Path(root) / "patch_metadata.json"
-    if path.exists():
-        return files.read_json(path)
-    if required:
+    if not path.exists() and required:
         raise SetupError(f"{path}: no such file; name the --output folder of an extraction.")
-    return {}
+    metadata = files.read_json(path) if path.exists() else {}
+    metadata = metadata if isinstance(metadata, dict) else {}
+    return metadata | {key: {} for key in ("bands", "settings") if not isinstance(metadata.get(key, {}), dict)}  # another program's

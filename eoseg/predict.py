@@ -3,6 +3,7 @@
 Memory depends on the tile, the classes and the scene's width, never on its height.
 """
 
+import dataclasses as dc
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,13 +35,14 @@ def predict(network, path, output, options, say=print, bar=lambda items, **setti
         network = network._replace(class_names=network.class_names[::-1])  # a number keeps its meaning: names and colours swap with it
     with files.lock(output.parent, f".{output.name}.lock"):
         refuse_existing(output, path, options)
-        check_nodata(network, options)
+        check_options(network, options)
         bands = scene_bands(network, path, say)
+        options = as_trained(network, options, path, say)
         with raster.Scene(path, bands, options.input_nodata, options.require_all_bands) as scene:
             compare_pixel_size(network, path, say)
             settings = settings_of(network, path, options)
-            if options.resume and is_finished(output, settings):
-                return None
+            if options.resume and is_finished(output, settings) and not (options.save_patches and not beside(output, "_patches").exists()):
+                return draw(scene, network, output, options) if not beside(output, "_quicklook.png").exists() else None
             plan = Plan(scene.height, scene.width, network, options)
             say(f"scene     {path}: {scene.height} x {scene.width} pixels, {len(plan.rows) * len(plan.cols)} tiles of {plan.height} x {plan.width}")
             canvas = open_map(network, scene, output, settings, options)
@@ -49,10 +51,25 @@ def predict(network, path, output, options, say=print, bar=lambda items, **setti
             fill(canvas, network, scene, plan, options, output, bar)
         canvas.finish()
         summary = canvas.summary()
-        if options.quicklook:
-            names = network.input["names"] if network.input else scene.names
-            plots.draw_quicklook(scene, names, output, network.class_names, beside(output, "_quicklook.png"))
+        draw(scene, network, output, options)
     return summary
+
+
+def draw(scene, network, output, options):
+    """The picture of scene and map, when it is asked for."""
+    if options.quicklook:
+        names = network.input["names"] if network.input else scene.names
+        plots.draw_quicklook(scene, names, output, network.class_names, beside(output, "_quicklook.png"))
+
+
+def as_trained(network, options, path, say):
+    """The options with what the training patches took for data, where the flags and the scene do not say."""
+    about = network.input or {}
+    nodata = options.input_nodata
+    if nodata is None and about.get("input_nodata") is not None and raster.header(path).nodata is None:
+        nodata = about["input_nodata"]
+        say(f"note: {path}: {nodata:g} is taken as nodata, as in training (--input_nodata)")
+    return dc.replace(options, input_nodata=nodata, require_all_bands=options.require_all_bands or bool(about.get("require_all_bands")))
 
 
 def beside(output, ending):
@@ -96,7 +113,10 @@ def is_finished(output, settings):
     return True
 
 
-def check_nodata(network, options):
+def check_options(network, options):
+    """Raises SetupError for options that contradict the network."""
+    if not network.binary and (options.threshold != 0.5 or options.background_value):
+        raise SetupError(f"--threshold, --background_value: {network.path} has {len(network.class_names)} classes; they are for binary networks, leave them out.")
     if options.output_nodata < len(network.class_names):
         name, free = network.class_names[options.output_nodata], max(255, len(network.class_names))
         raise SetupError(f"--output_nodata {options.output_nodata}: is a class ({name}); give {free}.")

@@ -18,13 +18,14 @@ import rasterio
 import rasterio.shutil
 from affine import Affine
 from rasterio._err import CPLE_BaseError
-from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
 
 from eoseg import files
 from eoseg.errors import DataError, ReadError, SetupError, listing
+from eoseg.validity import held, is_alpha, mask_kind, missing_and_valid
 from eoseg.vrt import sources_of, vrt_of
 
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # said in our own words where it matters
@@ -128,56 +129,6 @@ def choose_bands(names, wanted, where, flag="--bands"):
 # ---------------------------------------------------------------- pixels and which of them count
 
 
-def held(nodata, dtype):
-    """The value `nodata` as a pixel of `dtype` holds it; None when none can (-9999 in uint8, as many files are tagged)."""
-    if nodata is None:
-        return None
-    if np.dtype(dtype).kind == "f":
-        with np.errstate(over="ignore"):
-            value = float(np.dtype(dtype).type(nodata))  # a tag of -3.4e38 is a rounded float32
-        return value if np.isfinite(value) or not np.isfinite(nodata) else None
-    info = np.iinfo(dtype)
-    return int(nodata) if float(nodata).is_integer() and info.min <= nodata <= info.max else None
-
-
-def equals_nodata(pixels, nodata):
-    """Where `pixels` (any shape) hold the value `nodata`: a bool array, or None when none can."""
-    value = held(nodata, pixels.dtype)
-    if value is None:
-        return None
-    return np.isnan(pixels) if value != value else pixels == pixels.dtype.type(value)
-
-
-def missing_and_valid(pixels, nodata, require_all_bands=False):
-    """The one rule for which pixels count.
-
-    A band is missing where it holds its nodata, NaN or Inf. A pixel is valid when at least one band holds data
-    (GDAL's rule for a dataset mask; with `require_all_bands`, when every band does) and none is NaN or Inf.
-
-    Args:
-        pixels: (B, H, W). nodata: one value or None per band.
-    Returns:
-        missing (B, H, W) bool, valid (H, W) bool.
-    """
-    missing = np.zeros(pixels.shape, bool)
-    for band, value in enumerate(nodata):
-        found = equals_nodata(pixels[band], value)
-        if found is not None:
-            missing[band] = found
-    valid = ~(missing.any(0) if require_all_bands else missing.all(0))
-    if pixels.dtype.kind == "f":
-        broken = ~np.isfinite(pixels)
-        missing |= broken
-        valid &= ~broken.any(0)
-    return missing, valid
-
-
-def mask_kind(src):
-    """What marks pixels of all bands as invalid, nodata values aside: `mask`, `alpha`, or None."""
-    flags = src.mask_flag_enums[0]
-    return None if MaskFlags.per_dataset not in flags else "alpha" if MaskFlags.alpha in flags else "mask"
-
-
 class Scene:
     """An open scene: the bands in use, and one answer to which of its pixels count.
 
@@ -189,7 +140,7 @@ class Scene:
     def __init__(self, path, bands=None, nodata=None, require_all_bands=False):
         self.path, self.src, self.require_all_bands = path, open_raster(path), require_all_bands
         names = band_names(self.src)
-        colour = [number for number, kind in enumerate(self.src.colorinterp, 1) if kind != ColorInterp.alpha]
+        colour = [number for number in self.src.indexes if not is_alpha(self.src, number)]
         self.bands = choose_bands(names, bands, path) if bands else colour or [1]
         self.names = [names[band - 1] for band in self.bands]
         self.dtype = np.result_type(*(self.src.dtypes[band - 1] for band in self.bands))
@@ -197,8 +148,9 @@ class Scene:
             raise SetupError(f"--input_nodata {nodata:g}: no pixel of {path} can hold it, its type is {self.dtype}; give a value that occurs.")
         tags = [self.src.nodatavals[band - 1] for band in self.bands]
         self.nodata = [held(value, self.dtype) for value in ([nodata] * len(tags) if nodata is not None else tags)]
-        self.alpha = mask_kind(self.src) == "alpha" and set(self.bands) <= set(colour)  # is an alpha band the mask?
-        self.masked = self.alpha or mask_kind(self.src) == "mask"
+        spare = [number for number in self.src.indexes if number not in colour and number not in self.bands]
+        self.alpha = spare[0] if spare else None  # the band that is a mask; GDAL itself heeds it in files of 2 and 4 bands alone
+        self.masked = self.alpha is not None or mask_kind(self.src) == "mask"
         self.height, self.width = self.src.height, self.src.width
         self.crs, self.transform = self.src.crs, self.src.transform
 
@@ -217,7 +169,7 @@ class Scene:
         where = grid_window(window)
         try:
             pixels = self.src.read(self.bands, window=where, out_dtype=self.dtype)
-            mask = self.src.dataset_mask(window=where) > 0 if self.masked else True
+            mask = (self.src.read(self.alpha, window=where) if self.alpha else self.src.dataset_mask(window=where)) > 0 if self.masked else True
         except RasterioError as error:
             last = window.row + window.height - 1
             raise ReadError(f"{self.path}: rows {window.row} to {last} cannot be read ({deepest(error)}); "
@@ -289,15 +241,19 @@ def patch_bytes(pixels, transform, crs, nodata=None, names=None, compress=True, 
         return memory.read()
 
 
-def read_patch(path, require_all_bands=False):
-    """Read a patch whole: pixels (B, H, W) in its own type, missing (B, H, W) and valid (H, W) as `Scene.read` gives them.
+def read_patch(path, bands=None, require_all_bands=False):
+    """Read a patch: pixels (B, H, W) in its own type, missing (B, H, W) and valid (H, W) as `Scene.read` gives them.
 
     The axis of the bands is taken from the TIFF's planar configuration, never guessed from the shape.
+
+    Args:
+        bands: which, counted from 0; all when None. Only they decide what is valid, as in a scene.
 
     Raises:
         DataError: missing, damaged, or several images in one file.
     """
     pixels, nodata, mask = read_with_tifffile(path) or read_with_gdal(path)
+    pixels = pixels if bands is None else pixels[bands]
     missing, valid = missing_and_valid(pixels, [nodata] * len(pixels), require_all_bands)
     return pixels, missing, valid & mask
 
@@ -414,9 +370,10 @@ class Header(NamedTuple):
     width: int
     crs: object
     transform: Affine
+    nodata: object = None
 
 
 def header(path):
     """Open a raster just to see where it lies."""
     with open_raster(path) as src:
-        return Header(src.height, src.width, src.crs, src.transform)
+        return Header(src.height, src.width, src.crs, src.transform, src.nodata)

@@ -2,7 +2,6 @@
 
 import math
 
-SCHEDULES = ("reduce_plateau", "cosine", "one_cycle")
 FLOOR = 1e-6  # no schedule goes lower
 
 

@@ -169,7 +169,7 @@ def test_bands_are_chosen_by_number_or_name_and_traced_to_the_scene(tmp_path):
     root = make(tmp_path / "data", (2, 1, 0), bands=4)
     (root / "patch_metadata.json").write_text(json.dumps({"bands": {"names": ["blue", "red", "nir", "vv"], "source_bands": [1, 3, 7, 8], "source_count": 9}}))
     splits, metadata = data.read_splits(config(root, tmp_path / "out"))
-    choose = lambda *words: data.choose_bands(data.Survey(4, "uint16", {}, {}), config(root, "out", bands=words), metadata, splits["train"][0][0])
+    choose = lambda *words: data.choose_bands(splits["train"][0][0], config(root, "out", bands=words), metadata)
     assert choose("nir", "1") == choose("3", "blue") == data.Bands([2, 0], ["nir", "blue"], [7, 1], 9)
     settings = config(root, "out", bands=["nir", "1"])
     plain = Normalizer("none", (0.0, 0.0), (1.0, 1.0), (0.0, 0.0))
@@ -225,11 +225,11 @@ def test_padding_mirrors_the_image_and_leaves_the_target_unlabelled(tmp_path):
     assert pixels[0, 39, 32] == pixels[0, 40, 33] == 13932 and pixels[0, 41, 34] == 13831
 
 
-def test_a_larger_patch_is_cut_in_its_middle_or_by_lot_in_training(tmp_path):
+def test_a_larger_patch_is_seen_whole_in_evaluation_and_cut_by_lot_in_training(tmp_path):
     image = coded(60, 50)
     label = (image[0] % 3).astype("uint8")  # tells whether image and target were cut alike
     pixels, target = sample(tmp_path, image, label, patch_size=32)
-    assert pixels[0, 0, 0] == 10000 + 14 * 100 + 9 and np.array_equal(pixels[0] % 3, target)
+    assert np.array_equal(target[:60, :50], label) and (target[60:] == 255).all() and np.array_equal(pixels[0, :60, :50], image[0])
     corners = set()
     for epoch in range(60):
         pixels, target = data.cut_to(image, label, 32, [3, epoch, 0])

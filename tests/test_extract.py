@@ -281,8 +281,28 @@ def test_an_internal_mask_goes_with_the_patches(tmp_path, cut):
     assert (raster.read_patch(folder / row["split"] / "images" / row["patch"])[2] == mask[16:, 16:32]).all()
 
 
+def test_near_infrared_that_gdal_takes_for_alpha_stays_a_band(tmp_path, cut):
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 32, 48)).astype("uint8")
+    folder = cut(write_raster(tmp_path / "scene.tif", pixels), write_raster(tmp_path / "label.tif", np.ones((32, 48), "uint8")))
+    assert_exact(folder, pixels)
+
+
+@pytest.mark.parametrize("bands", [1, 4])
+def test_an_alpha_band_masks_in_files_of_any_number_of_bands(tmp_path, cut, bands):
+    pixels = np.random.default_rng(0).integers(1, 255, (bands + 1, 32, 48)).astype("uint8")
+    pixels[-1] = 255
+    pixels[-1, 3:9] = 0
+    scene = tmp_path / "scene.tif"
+    with rasterio.open(write_raster(scene, pixels), "r+") as dst:
+        dst.colorinterp = [*[rasterio.enums.ColorInterp.undefined] * bands, rasterio.enums.ColorInterp.alpha]
+    folder = cut(scene, write_raster(tmp_path / "label.tif", np.ones((32, 48), "uint8")))
+    assert ((whole_label(folder, 32, 48) == 255) == (pixels[-1] == 0)).all()
+    assert_exact(folder, pixels[:-1])
+
+
 def test_an_alpha_band_becomes_the_mask_of_the_patches(tmp_path, cut):
     pixels = np.random.default_rng(0).integers(1, 255, (4, 32, 48)).astype("uint8")
+    pixels[3] = 255
     pixels[3, 3:9] = 0
     image = write_raster(tmp_path / "scene.tif", pixels)
     label = write_raster(tmp_path / "label.tif", np.ones((32, 48), "uint8"))

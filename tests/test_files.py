@@ -123,9 +123,12 @@ def test_the_digest_hangs_on_names_and_sizes_in_any_order(tmp_path):
     (tmp_path / "b").mkdir()
     for name, size in (("a.tif", 3), ("b.tif", 5), ("b/a.tif", 3), ("c.tif", 5), ("d.tif", 4)):
         (tmp_path / name).write_bytes(b"x" * size)
-    of = lambda *names: files.digest([tmp_path / name for name in names])
+    def of(*names, pixels=(1, 2)):
+        paths = [tmp_path / name for name in names]
+        return files.digest([(path, path) for path in paths], dict.fromkeys(paths, pixels))
+
     assert of("a.tif", "b.tif") == of("b.tif", "a.tif") == of("b/a.tif", "b.tif")
-    assert len({of("a.tif", "b.tif"), of("a.tif"), of("a.tif", "c.tif"), of("a.tif", "d.tif"), of()}) == 5
+    assert len({of("a.tif", "b.tif"), of("a.tif"), of("a.tif", "c.tif"), of("a.tif", "d.tif"), of(), of("a.tif", pixels=(2, 1))}) == 6
 
 
 def test_remove_takes_files_folders_links_and_nothing(tmp_path):

@@ -8,7 +8,7 @@ from conftest import ROOT
 
 FLOORS = [  # a module imports only from floors above it in this list
     {"errors"},  # beneath all: even the lowest floor must be able to say what is wrong
-    {"tiles", "files", "schedule", "vrt", "coding"},
+    {"tiles", "files", "schedule", "vrt", "coding", "validity"},
     {"raster", "normalize", "augment", "metrics", "unet", "config", "device", "georef", "pairing", "patchset", "splits", "vector", "optim", "runfolder"},
     {"data", "models", "checkpoint", "tracking", "plots", "cutting", "labels", "mapfile"},
     {"network", "encoders", "folds"},  # join what lies beneath: a network and its checkpoint, folds and their plots
@@ -18,7 +18,7 @@ FLOORS = [  # a module imports only from floors above it in this list
     {"main_v2", "Predict_large_image_v2", "Patch_extraction_v2"},
 ]
 WITHOUT_TORCH = {"errors", "tiles", "files", "raster", "normalize", "config", "extract", "plots", "Patch_extraction_v2", "schedule", "vrt", "coding",
-                 "georef", "pairing", "patchset", "splits", "vector", "cutting", "labels", "tracking", "mapfile", "augment"}
+                 "georef", "pairing", "patchset", "splits", "vector", "cutting", "labels", "tracking", "mapfile", "augment", "validity"}
 MODULES = [*ROOT.glob("*.py"), *ROOT.glob("eoseg/[!_]*.py")]
 OPENERS = re.compile(r"\brasterio\.open\(|\btifffile\.(?:TiffFile|imread|imwrite)\(|\bcv2\.im(?:read|write)\(")
 

@@ -62,6 +62,13 @@ def test_every_patch_validates_exactly_once_and_never_where_it_trains(count, pat
         assert parts != folds.divide(pairs, count, seed=5) and parts[0][1] != pairs[: len(parts[0][1])]
 
 
+def test_patches_of_one_place_share_a_fold():
+    pairs = [(f"img{date}_patch_{cell}.tif", "label") for date in (1, 2, 3) for cell in range(6)]
+    places = {image: f"grid/{image.rpartition('_')[2]}" for image, _ in pairs}
+    for train, held in folds.divide(pairs, 3, seed=0, places=places):
+        assert len(held) == 6 and not {places[image] for image, _ in train} & {places[image] for image, _ in held}
+
+
 def test_the_interval_is_students():
     found = folds.interval([0.5, 0.6, 0.7])  # mean 0.6, deviation 0.1, t(0.975, 2) = 4.302653
     assert found["mean"] == pytest.approx(0.6) and found["std"] == pytest.approx(0.1)
@@ -178,7 +185,7 @@ def test_finished_folds_are_refused_then_replaced_whole(root, tmp_path):
 
 def test_more_folds_than_patches_are_refused(script, root, tmp_path):
     status, _, said = script("main_v2", *FLAGS, "--dataset_root", root, "--save_dir", tmp_path / "out", "--val_strategy", "kfold", "--n_splits", 8)
-    assert status == 2 and said.splitlines()[-1] == "error: --n_splits 8: there are 7 patches; give at most as many folds as patches."
+    assert status == 2 and said.splitlines()[-1] == "error: --n_splits 8: the 7 patches show 7 places; give at most as many folds as places."
     assert not (tmp_path / "out").exists()
 
 

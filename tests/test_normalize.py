@@ -6,11 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from eoseg.normalize import KINDS, BandStatistics, Normalizer
+from eoseg.normalize import BandStatistics, Normalizer
 
 INTEGERS = ("uint8", "int8", "int16", "uint16", "int32")
 FLOATS = ("float32", "float64")
 PERCENTS = (*range(101), 2.5, 99.9)
+
+KINDS = ("percentile", "zscore", "none")
 
 
 def patches(dtype, seed=0):

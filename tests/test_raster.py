@@ -8,7 +8,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine, from_origin
 
-from eoseg import raster
+from eoseg import raster, validity
 from eoseg.errors import DataError, ReadError, SetupError
 from eoseg.tiles import Window
 
@@ -131,8 +131,8 @@ def test_a_label_comes_with_the_value_of_its_nodata_tag(tmp_path):
 ])
 def test_a_pixel_counts_when_one_band_holds_data_and_none_is_broken(first, second, nodata, valid, strict):
     pixels = np.array([[[first]], [[second]]], "float32")
-    assert raster.missing_and_valid(pixels, nodata)[1].item() is valid
-    assert raster.missing_and_valid(pixels, nodata, require_all_bands=True)[1].item() is strict
+    assert validity.missing_and_valid(pixels, nodata)[1].item() is valid
+    assert validity.missing_and_valid(pixels, nodata, require_all_bands=True)[1].item() is strict
 
 
 @pytest.mark.parametrize("nodata, dtype, held", [
@@ -140,13 +140,13 @@ def test_a_pixel_counts_when_one_band_holds_data_and_none_is_broken(first, secon
     (float("nan"), "uint16", None), (-3.4e38, "float32", float(np.float32(-3.4e38))), (1e300, "float32", None), (1e300, "float64", 1e300),
 ])
 def test_a_nodata_value_is_what_pixels_can_hold(nodata, dtype, held):
-    assert raster.held(nodata, dtype) == held
+    assert validity.held(nodata, dtype) == held
     pixels = np.zeros(3, dtype)
     if held is None:
-        assert raster.equals_nodata(pixels, nodata) is None
+        assert validity.equals_nodata(pixels, nodata) is None
     else:
         pixels[1] = held
-        assert raster.equals_nodata(pixels, nodata).tolist() == [held == 0, True, held == 0]
+        assert validity.equals_nodata(pixels, nodata).tolist() == [held == 0, True, held == 0]
 
 
 @pytest.fixture

@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 
-from eoseg.schedule import SCHEDULES, Schedule
+from eoseg.schedule import Schedule
 
 RATE = 5e-4
+
+SCHEDULES = ("reduce_plateau", "cosine", "one_cycle")
 
 
 def rates(schedule, count):

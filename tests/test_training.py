@@ -57,7 +57,7 @@ def test_every_checkpoint_opens_with_weights_only_and_tells_everything(finished)
         assert net["config"].keys() == {f.name for f in dc.fields(TrainingConfig)} and net["config"]["in_channels"] == 3
         assert net["performance_metrics"].keys() >= {"best_val_loss", "best_val_iou", "per_class_iou"}
         assert list(net["performance_metrics"]["per_class_iou"]) == net["class_names"] == ["low", "middle", "high"]
-        assert net["input"] == {"of_patch": [0, 1, 2], "names": ["band_1", "band_2", "band_3"], "of_scene": [1, 2, 3], "scene_count": 3}
+        assert net["input"] == {"of_patch": [0, 1, 2], "names": ["band_1", "band_2", "band_3"], "of_scene": [1, 2, 3], "scene_count": 3, "require_all_bands": False, "input_nodata": None}
     table = rows(finished)
     for ending, column, pick in (("best_iou.pth", "val_iou", max), ("best_loss.pth", "val_loss", min)):
         best = pick(float(row[column]) for row in table)
