@@ -89,7 +89,7 @@ class Coding:
         unknown = [value for value, number in zip(values.tolist(), classes) if number is None]
         if unknown:
             raise DataError(f"{where}: holds label values {listing(map(key_of, unknown), 8)}, which are no classes ({self._wanted()}); "
-                            f"map them, e.g. --label_map {key_of(unknown[0])}=ignore, or mend the label.")
+                            f"{self._more(unknown)}map them, e.g. --label_map {key_of(unknown[0])}=ignore, or mend the label.")
         self.check_tag(values, tag, where)
         if codes.dtype == np.uint8:
             table = np.full(256, IGNORE, np.uint8)
@@ -106,6 +106,12 @@ class Coding:
         if value != int(value):
             return None
         return int(value) if 0 <= value < (self.classes or IGNORE) or value == IGNORE else None
+
+    def _more(self, unknown):
+        """The first remedy, where the codes look like further classes."""
+        if self.mapping is not None or not self.classes or not all(self.classes <= value < IGNORE for value in unknown):
+            return ""
+        return f"give --classes {int(max(unknown)) + 1}{' and --mode multiclass' if self.classes == 2 else ''}, or "
 
     def _wanted(self):
         if self.mapping is not None:

@@ -265,6 +265,7 @@ def cut_all(pair, scene, labels, found, options, staging, done, left_out, failed
         could not be read to `failed`.
     """
     rows = []
+    scene.expect([cell.window.clipped(scene.height, scene.width) for cell in found if pair.patch_name(cell) not in done])
     with open(staging / "journal.jsonl", "a", encoding="utf-8") as journal:
         for cell in bar(found, desc=pair.name or "cutting", unit="patch"):
             name = pair.patch_name(cell)

@@ -35,7 +35,9 @@ class RasterLabels:
                 raise DataError(f"{self.path}: lies on another grid than {scene.path} and one of them has no CRS; set it with gdal_edit.py -a_srs.")
             return self.src
         say(f"note: {self.path}: lies on another grid than the image; aligned by nearest neighbour")
-        return raster.aligned(self.src, scene)
+        view = raster.aligned(self.src, scene)
+        check_overlap(self.path, raster.bounds_in(self.src, scene.crs), scene)
+        return view
 
     def read(self, window):
         """Classes of a window inside the image: (H, W) uint8, 255 where unlabelled or beyond the label raster."""
@@ -75,6 +77,7 @@ class PolygonLabels:
         other = sorted(set(frame.geom_type) - {"Polygon", "MultiPolygon"})
         if frame.empty or other:
             raise DataError(f"{path}: holds {listing(other) or 'no polygon'}; labels are polygons: draw or buffer some, or choose another file.")
+        check_overlap(path, frame.total_bounds, scene)
         if options.label_field is None and options.label_burn is None:
             raise SetupError(f"--label {path}: polygons need --label_field NAME (class from an attribute: "
                              f"{listing(frame.columns.drop(frame.geometry.name), 8)}) or --label_burn V (a plain mask).")
@@ -115,6 +118,15 @@ class PolygonLabels:
 
     def close(self):
         """Nothing stays open."""
+
+
+def check_overlap(path, bounds, scene):
+    """Raises DataError when labels with these bounds, in the scene's CRS, lie beside it altogether: they would all read as unlabelled, or as 0."""
+    (left, right), (bottom, top) = (sorted(scene.src.bounds[side::2]) for side in (0, 1))  # south-up rasters turn them round
+    (west, east), (south, north) = (sorted(bounds[side::2]) for side in (0, 1))
+    if max(west, left) >= min(east, right) or max(south, bottom) >= min(north, top):
+        raise DataError(f"{path}: lies beside {scene.path}: from {west:.6g} {south:.6g} to {east:.6g} {north:.6g} in the image's CRS, the image from "
+                        f"{left:.6g} {bottom:.6g} to {right:.6g} {top:.6g}; check that both show the same place.")
 
 
 def outside_of(options):

@@ -34,6 +34,8 @@ def find_pairs(root, split):
     folder = Path(root) / split
     if not (folder / "images").is_dir():
         return []
+    if not (folder / "labels").is_dir():
+        raise SetupError(f"{folder / 'labels'}: no such folder; the labels of {folder / 'images'} belong there, under the images' names.")
     images, labels = (
         {path.name: path for path in sorted((folder / kind).glob("*")) if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")}
         for kind in ("images", "labels")

@@ -124,6 +124,7 @@ def draw_curves(history, path, title):
     score.set_ylim(0, 1)
     for axes in (loss, score, rate):
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
     figure.suptitle(title)

@@ -22,13 +22,16 @@ from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
+from rasterio.warp import transform_bounds
 
 from eoseg import files
 from eoseg.errors import DataError, ReadError, SetupError, listing
+from eoseg.tiles import strips
 from eoseg.validity import held, is_alpha, mask_kind, missing_and_valid
 from eoseg.vrt import sources_of, vrt_of
 
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # said in our own words where it matters
+STRIP = 2**27  # bytes of pixels that `Scene.expect` lets stay in memory
 BIGGEST_BLOCK = 2**30  # bytes; one block must fit in memory, and no sane writer makes larger ones
 MOST_SHRUNK = 10**5  # bytes of pixels to one byte of file: zstd makes some 20,000 of a constant image, nothing makes more
 GDAL_NODATA = 42113  # TIFF tag
@@ -153,6 +156,7 @@ class Scene:
         self.masked = self.alpha is not None or mask_kind(self.src) == "mask"
         self.height, self.width = self.src.height, self.src.width
         self.crs, self.transform = self.src.crs, self.src.transform
+        self.strips, self.held = {}, (None, None)
 
     def __enter__(self):
         return self
@@ -160,12 +164,30 @@ class Scene:
     def __exit__(self, *failure):
         self.src.close()
 
+    def expect(self, windows):
+        """Prepare to read `windows` in this order: those of one row are decoded together, each block once."""
+        self.strips = strips(windows, STRIP // (len(self.bands) * (self.dtype.itemsize + 1)))
+
     def read(self, window):
         """Read a window that lies inside the image.
 
         Returns:
-            pixels (B, H, W) in the file's own type and unit; missing (B, H, W) bool; valid (H, W) bool.
+            pixels (B, H, W) in the file's own type and unit; missing (B, H, W) bool; valid (H, W) bool. Not to be changed.
         """
+        strip = self.strips.get(window, window)
+        if strip == window:
+            return self.decode(window)
+        if self.held[0] != strip:
+            try:
+                self.held = strip, self.decode(strip)
+            except ReadError:  # parts of it may be whole
+                self.strips = {}
+                return self.decode(window)
+        rows, cols = slice(window.row - strip.row, window.row - strip.row + window.height), slice(window.col - strip.col, window.col - strip.col + window.width)
+        return tuple(part[..., rows, cols] for part in self.held[1])
+
+    def decode(self, window):
+        """`read`, straight from the file."""
         where = grid_window(window)
         try:
             pixels = self.src.read(self.bands, window=where, out_dtype=self.dtype)
@@ -213,6 +235,11 @@ def aligned(src, scene):
                          src_nodata=None, add_alpha=True, tolerance=1e-6)  # pixels; rasterio fails on a tolerance of 0
     except (RasterioError, CPLE_BaseError):
         raise DataError(f"{src.name}: nothing leads from its CRS to that of {scene.path}; give both the same with gdal_edit.py -a_srs.") from None
+
+
+def bounds_in(src, crs):
+    """West, south, east and north of an open raster, in another CRS."""
+    return transform_bounds(src.crs, crs, *src.bounds)
 
 
 # ---------------------------------------------------------------- patches

@@ -86,6 +86,33 @@ def regular_windows(height, width, size):
     return [Window(row, col, size, size) for row in range(0, height, size) for col in range(0, width, size)]
 
 
+def strips(windows, most):
+    """Join windows of one row into strips, so that a reader decodes what they share once.
+
+    Args:
+        windows: in reading order, inside the image. most: pixels a strip may hold; at least one window goes into each.
+    Returns:
+        dict window -> the strip it lies in. A strip is at most twice as large as its windows together.
+    """
+    found, together, strip, area = {}, [], None, 0
+    for window in windows:
+        wider = around(strip, window) if together else window
+        area += window.height * window.width
+        if together and (window.row >= together[0].row + together[0].height / 2 or wider.height * wider.width > min(most, 2 * area)):
+            found.update(dict.fromkeys(together, strip))
+            together, wider, area = [], window, window.height * window.width
+        together.append(window)
+        strip = wider
+    return found | dict.fromkeys(together, strip)
+
+
+def around(one, other):
+    """The smallest window that holds both."""
+    top, left = min(one.row, other.row), min(one.col, other.col)
+    bottom, right = max(one.row + one.height, other.row + other.height), max(one.col + one.width, other.col + other.width)
+    return Window(top, left, bottom - top, right - left)
+
+
 def largest_remainder(count, ratios):
     """Whole numbers that add up to `count` and come nearest to its shares `ratios` (Hamilton's method).
 

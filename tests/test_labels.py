@@ -269,3 +269,13 @@ def test_polygons_whose_classes_are_unclear_are_refused(tmp_path, look, values, 
 def test_options_of_polygons_are_refused_for_a_raster(tmp_path, look, options):
     with pytest.raises(SetupError, match="l.tif is a raster"):
         look(write_raster(tmp_path / "l.tif", BLOCKS), **options)
+
+
+@pytest.mark.parametrize("kind", ["raster", "burnt"])
+def test_labels_that_lie_beside_the_image_are_refused(tmp_path, look, kind):
+    if kind == "raster":
+        path, options = write_raster(tmp_path / "label.tif", BLOCKS, transform=from_origin(700000, 4800000, 10, 10)), {}
+    else:
+        path, options = write_vector(tmp_path / "label.gpkg", [square(5000, 5000, 9)]), {"label_burn": 1}
+    with pytest.raises(DataError, match="lies beside .*scene.tif"):
+        look(path, **options)

@@ -325,3 +325,17 @@ def test_a_window_is_placed_where_its_pixels_lie(tmp_path):
     with raster.Scene(write_raster(tmp_path / "s.tif", coded(8, 8), transform=turned)) as scene:
         placed = scene.placed(Window(3, 5, 4, 4), scale=(2.0, 0.5))
         assert np.allclose(placed * (0, 0), turned * (5, 3)) and np.allclose(placed * (4, 1), turned * (7, 5))
+
+
+def test_expected_windows_are_decoded_a_row_at_a_time_and_read_the_same(tmp_path, monkeypatch):
+    path = write_raster(tmp_path / "s.tif", coded(40, 60), 10000)
+    windows = [Window(row, col, 10, 12) for row in range(0, 40, 10) for col in range(0, 60, 12)]
+    with raster.Scene(path) as scene:
+        plain = [scene.read(window) for window in windows]
+        decoded = []
+        decode = scene.decode
+        monkeypatch.setattr(scene, "decode", lambda window: decoded.append(window) or decode(window))
+        scene.expect(windows)
+        for window, parts in zip(windows, plain):
+            assert all(np.array_equal(one, other) for one, other in zip(scene.read(window), parts))
+    assert decoded == [Window(row, 0, 10, 60) for row in range(0, 40, 10)]

@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from eoseg.tiles import Window, blend_weights, largest_remainder, next_multiple, regular_windows, snap, starts
+from eoseg.tiles import Window, around, blend_weights, largest_remainder, next_multiple, regular_windows, snap, starts, strips
 
 AXES = [(2048, 512, 128), (2048, 512, 64), (2048, 512, 0), (512, 512, 128), (513, 512, 128), (700, 512, 128), (895, 512, 128), (897, 512, 128), (100, 64, 63),
         (200, 64, 50), (129, 64, 16), (65, 64, 32), (64, 64, 63), (10, 64, 16), (1, 1, 0), (7, 3, 2), (300, 96, 60), (97, 96, 95), (1000, 33, 7)]
@@ -167,3 +167,17 @@ def test_largest_remainders_are_those_of_exact_fractions(percents):
         for i in sorted(range(3), key=lambda i: (wanted[i] - exact[i], i))[: count - sum(wanted)]:
             wanted[i] += 1
         assert largest_remainder(count, [p / 100 for p in percents]) == wanted
+
+
+@pytest.mark.parametrize("most", [10**9, 40 * 30 * 3, 1])
+def test_strips_hold_their_windows_and_keep_their_bounds(most):
+    windows = [Window(row + shift, col, 30, 40) for row in (0, 30, 61) for col, shift in ((0, 0), (40, 0), (90, 1), (900, 0))]
+    windows.sort()
+    found = strips(windows, most)
+    assert set(found) == set(windows)
+    for window, strip in found.items():
+        assert around(strip, window) == strip
+        assert strip == window or strip.height * strip.width <= most
+        inside = [w for w in windows if found[w] == strip]
+        assert strip.height * strip.width <= 2 * sum(w.height * w.width for w in inside)
+    assert len(set(found.values())) == 12 if most == 1 else len(set(found.values())) < 12
