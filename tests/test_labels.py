@@ -125,7 +125,7 @@ def test_a_tag_among_the_classes_is_refused_and_both_remedies_work(tmp_path, loo
 
 @pytest.mark.parametrize("same_grid", [True, False])
 def test_a_tag_that_is_no_class_is_unlabelled(tmp_path, look, same_grid):
-    codes = np.where(BLOCKS % 3 == 0, -9999, BLOCKS % 3).astype("int16")
+    codes = np.where(BLOCKS % 3 == 0, -9999, (BLOCKS % 3).astype("int16")).astype("int16")
     path = write_raster(tmp_path / "l.tif", codes if same_grid else finer(codes), -9999, transform=PLACE if same_grid else PLACE * Affine.scale(0.5))
     assert (look(path) == np.where(codes < 0, 255, codes)).all()
 
