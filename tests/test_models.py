@@ -252,3 +252,14 @@ def test_a_network_without_published_weights_says_so():
     assert encoders.load_encoder(net, options("unet-dropout"), 3) is None
     with pytest.raises(SetupError, match="^--encoder_weights imagenet: unet-dropout"):
         encoders.load_encoder(net, options("unet-dropout", encoder_weights="imagenet"), 3)
+
+
+def test_auto_normalization_follows_the_weights_the_network_starts_from(tmp_path):
+    from eoseg import checkpoint
+
+    before = tmp_path / "before.pth"
+    kind = {"kind": "zscore", "offset": [0.0], "scale": [1.0], "fill": [0.0]}
+    checkpoint.save(before, model_state_dict={"w": torch.zeros(1)}, config={}, performance_metrics={}, normalization=kind, class_names=["a", "b"], input=None)
+    assert encoders.usual_normalization(options(init_weights=str(before))) == "zscore"
+    assert encoders.usual_normalization(options(pretrained=True)) == "zscore"
+    assert encoders.usual_normalization(options(pretrained=False)) == "percentile"

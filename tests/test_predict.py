@@ -116,6 +116,22 @@ def test_require_all_bands_drops_pixels_with_one_missing_band(tmp_path):
     assert ((opened(tmp_path / "m.tif") != 255) == valid).all()
 
 
+@pytest.mark.parametrize("told, strict", [(0, False), (0, True)])
+def test_what_the_training_took_for_data_holds_for_the_map_too(tmp_path, told, strict):
+    scene, valid = masked_scene(tmp_path, "flag")  # no tag in the file
+    valid[20, 20] &= not strict
+    taken = {"of_patch": [0, 1, 2], "names": ["band_1", "band_2", "band_3"], "of_scene": [1, 2, 3], "scene_count": 3, "input_nodata": told, "require_all_bands": strict}
+    mapped(by_hand(tmp_path, Spy(remainder(3)), 3, 3, input=taken), scene, tmp_path / "m.tif")
+    assert ((opened(tmp_path / "m.tif") != 255) == valid).all()
+
+
+@pytest.mark.parametrize("options", [{"threshold": 0.4}, {"background_value": 1}])
+def test_binary_options_are_refused_for_a_network_of_classes(tmp_path, options):
+    with pytest.raises(SetupError, match="--threshold, --background_value: .* has 3 classes"):
+        mapped(by_hand(tmp_path, Spy(remainder(3)), 3, 3), write_raster(tmp_path / "s.tif", coded(8, 8)), tmp_path / "m.tif", **options)
+    assert not (tmp_path / "m.tif").exists()
+
+
 @pytest.mark.parametrize("kind", ["tag", "mask", "alpha"])
 def test_the_network_sees_the_training_median_where_there_is_no_data(tmp_path, kind):
     scene, valid = masked_scene(tmp_path, kind)
