@@ -66,6 +66,15 @@ class Coding:
             raise SetupError(f"--label_nodata {nodata}: is neither a number nor none.") from None
         self.highest, self.tag_seen = {}, {}  # per file, where no map says what is a class
 
+    def memory(self, where):
+        """What `check_tag` must know of the windows of a file seen so far, as plain values: highest class and whether the tag occurred."""
+        return [self.highest[where], self.tag_seen[where]] if where in self.highest else None
+
+    def recall(self, where, memory):
+        """Take up an earlier run's `memory` of a file."""
+        if memory:
+            self.highest[where], self.tag_seen[where] = memory
+
     def nodata_of(self, tag):
         """The value that means unlabelled in a file whose tag is `tag`."""
         return tag if self.by_tag else self.nodata

@@ -79,10 +79,12 @@ def flag_of(field):
     return field.metadata["flag"] or f"--{field.name}"
 
 
-def add_options(parser, options_class):
-    """Give `parser` one flag per field of `options_class`. Names, types and defaults live in the dataclass alone."""
+def add_options(parser, options_class, only=None):
+    """Give `parser` one flag per field of `options_class` (those of `only`). Names, types and defaults live in the dataclass alone."""
     group = parser.add_argument_group("what the job is told")
     for f in dc.fields(options_class):
+        if only and f.name not in only:
+            continue
         meta = f.metadata
         default = f.default_factory() if f.default is dc.MISSING and f.default_factory is not dc.MISSING else f.default
         if f.type is bool:
@@ -280,7 +282,13 @@ class ExtractionConfig:
     label_nodata: Optional[str] = option(None, "label value that means unlabelled, or none", none="the file's tag")
     input_nodata: Optional[float] = option(None, "image value that means no data", none="the file's tag")
     require_all_bands: bool = option(False, "a pixel counts only when every band holds data")
+    split_strategy: str = option("random", "what goes to one split as a whole: each place, each block of --block_size, what --split_column says, or each scene",
+                                 choices=("random", "block", "column", "scene"))
+    block_size: Optional[str] = option(None, "side of a block: patches (4), metres (2000m) or kilometres (2km)", none="4")
+    buffer: int = option(0, "leave out training patches less than this many patches from validation and test", type=at_least(0))
     split_column: Optional[str] = option(None, "grid column that says train, validation or test", none="split by ratio")
+    stride: Optional[int] = option(None, "pixels from one cell of the automatic grid to the next; less than --patch_size overlaps", type=at_least(1), none="--patch_size")
+    aoi: Optional[str] = option(None, "polygons of the area of interest: cells beyond it are left out, pixels beyond it unlabelled", none="the whole scene")
     vector_crs: Optional[str] = option(None, "CRS of grid and label polygons where the file's is missing or wrong: e.g. EPSG:32630, or image for the image's own", none="the file's")
     edge: str = option("pad", "cells partly outside the image: padded with nodata, or skipped", choices=("pad", "skip"))
     resample: bool = option(False, "scale cells of another size to --patch_size pixels")
@@ -288,8 +296,10 @@ class ExtractionConfig:
     max_nodata: Optional[float] = option(None, "leave out patches with a larger share of invalid pixels, 0 to 1", type=at_least(0, float, 1), none="no limit")
     min_labelled: Optional[float] = option(None, "leave out patches with a smaller share of labelled pixels, 0 to 1", type=at_least(0, float, 1), none="one pixel")
     keep_unlabelled: bool = option(False, "keep patches without a labelled pixel")
-    no_compression: bool = option(False, "write patches uncompressed")
+    compress: str = option("deflate", "compression of the patches", choices=("deflate", "lzw", "zstd", "none"))
+    no_compression: bool = option(False, "the same as --compress none")
     save_metadata: bool = option(False, "accepted for older scripts: the metadata is always written")
+    dry_run: bool = option(False, "print what would be cut, and write nothing")
     overwrite: bool = option(False, "replace the patches in --output")
     resume: bool = option(False, "go on with an extraction that was cut off, with the same settings")
     verbose: bool = option(False, "name every cell and what became of it")
@@ -310,6 +320,33 @@ class ExtractionConfig:
             raise SetupError(f"--label_burn {self.label_burn}: a class lies between 0 and 254 (255 is unlabelled).")
         if self.overwrite and self.resume:
             raise SetupError("--resume and --overwrite: one goes on with a run, the other replaces it; give one of them.")
+        if self.no_compression:
+            self.compress = "none"
+        self._check_split()
+
+    def _check_split(self):
+        if self.split_column and self.split_strategy in ("block", "scene"):
+            raise SetupError(f"--split_strategy {self.split_strategy} and --split_column: both say which patch goes where; give one of them.")
+        if self.split_strategy == "column" and not self.split_column:
+            raise SetupError("--split_strategy column: needs --split_column NAME, the grid's column of train, validation and test.")
+        if self.split_column:
+            self.split_strategy = "column"
+        if self.block_size is not None and self.split_strategy != "block":
+            raise SetupError(f"--block_size {self.block_size}: is for --split_strategy block.")
+        self.block  # raises when it is none
+
+    @property
+    def block(self):
+        """Side of a block: (number, "cells" or "m").
+
+        Raises:
+            SetupError: --block_size is no size.
+        """
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(km|m|)", (self.block_size or "4").strip().lower())
+        number = float(match[1]) * (1000 if match[2] == "km" else 1) if match else 0
+        if not number or not match[2] and number != int(number):
+            raise SetupError(f"--block_size {self.block_size}: write a number of patches (4), or a length in metres (2000m) or kilometres (2km).")
+        return number, "m" if match[2] else "cells"
 
 
 @dc.dataclass

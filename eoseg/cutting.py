@@ -1,6 +1,7 @@
-"""One cell of a grid becomes one patch: an image and a label on the same pixels."""
+"""Cells of a grid become patches: an image and a label on the same pixels."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -8,34 +9,136 @@ from scipy.ndimage import distance_transform_edt
 
 from eoseg import raster, validity
 from eoseg.coding import IGNORE
+from eoseg.errors import ReadError
+from eoseg.normalize import BandStatistics
+from eoseg.parallel import ahead, in_order
+from eoseg.tiles import Window
+from eoseg.vector import Cell
 
 CUBIC = {"nearest": cv2.INTER_NEAREST, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "lanczos": cv2.INTER_LANCZOS4}
 
 
-def cut(pair, scene, labels, cell, options, folder):
-    """Cut one cell; write its image and label under `folder`.
+class Source(NamedTuple):
+    """One image of a place; several sensors or dates of it share the grid of the first. Patches go into `folder`."""
+
+    scene: raster.Scene
+    folder: str = "images"
+
+
+class Job(NamedTuple):
+    """A cell with what was read for it: per source (pixels, mask), the classes, and what the labels remember; or the error that came instead."""
+
+    cell: Cell
+    part: Window
+    raws: list
+    codes: np.ndarray
+    memory: object
+    error: object = None
+
+
+class Outcome(NamedTuple):
+    """What became of a cell: a row of patches.csv (a dict), the reason it is left out (a text), or a ReadError; a row comes with statistics."""
+
+    cell: Cell
+    entry: object
+    statistics: list
+    memory: object
+
+
+def cut_cells(pair, sources, labels, cells, options, folder):
+    """Cut cells into patches under `folder`: one thread reads, all cores encode and write.
 
     Args:
-        pair: pairing.Pair. scene: open raster.Scene. labels: what `labels.open_labels` returned. cell: vector.Cell.
-        options: ExtractionConfig.
-    Returns:
-        its row (a dict, as in patches.csv), or the reason it is left out.
+        pair: pairing.Pair. sources: list of Source. labels: what `labels.open_labels` returned.
+        cells: list of vector.Cell that touch the image, in reading order. options: ExtractionConfig.
+    Yields:
+        Outcome of each cell, in the order of `cells`.
     """
-    part, size = cell.window.clipped(scene.height, scene.width), options.patch_size
-    pixels, missing, valid = scene.read(part)
-    if not valid.any():
-        return "no valid pixel"
-    broken = not_finite(pixels, nodata_of(scene))
-    fill = np.array(nodata_of(scene) or 0).astype(pixels.dtype)
-    arrays = padded(cell.window, part, [(pixels, fill), (missing, True), (valid, False), (labels.read(part), IGNORE)])
-    scale = cell.window.height / size, cell.window.width / size
-    pixels, valid, target = resampled(*arrays, size, options.interpolation, fill) if scale != (1.0, 1.0) else (arrays[0], *arrays[2:])
+    jobs = read_jobs(sources, labels, cells)
+    yield from in_order(lambda job: cut(pair, sources, job, options, folder), jobs, raster.THREADS)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_jobs(sources, labels, cells):
+    """A Job per cell, from strips that a thread reads ahead."""
+    lead = sources[0].scene
+    parts = [cell.window.clipped(lead.height, lead.width) for cell in cells]
+    for strip, members, raws, marks in ahead(read_strips(sources, labels, parts)):
+        for index, (codes, memory) in zip(members, marks):
+            own = [raw if isinstance(raw, ReadError) else cut_out(raw, strip, parts[index]) for raw in raws]
+            error = next((part for part in (*own, codes) if isinstance(part, ReadError)), None)
+            yield Job(cells[index], parts[index], own, codes, memory, error)
+
+
+def read_strips(sources, labels, parts):
+    """Strips of several windows: (strip, indices of its windows, what each source holds there, classes of each window)."""
+    for strip, members in sources[0].scene.strips(parts):
+        raws = [attempt(source.scene.raw, strip) for source in sources]
+        marks = [(attempt(labels.read, parts[index]), labels.memory()) for index in members]
+        if len(members) == 1 or not any(isinstance(raw, ReadError) for raw in raws):
+            yield strip, members, raws, marks
+            continue
+        for index, mark in zip(members, marks):  # some of the strip may be whole
+            yield parts[index], [index], [attempt(source.scene.raw, parts[index]) for source in sources], [mark]
+
+
+def attempt(read, window):
+    """What `read` returns, or its ReadError."""
+    try:
+        return read(window)
+    except ReadError as error:
+        return error
+
+
+def cut_out(raw, strip, part):
+    """The pixels and mask of a window out of those of the strip around it; a copy, so that the strip can go."""
+    rows, cols = slice(part.row - strip.row, part.row - strip.row + part.height), slice(part.col - strip.col, part.col - strip.col + part.width)
+    pixels, mask = raw
+    return pixels[:, rows, cols].copy(), mask if mask is True else mask[rows, cols].copy()
+
+
+# ---------------------------------------------------------------- one cell
+
+
+def cut(pair, sources, job, options, folder):
+    """Make one cell's patch and write it. Returns its Outcome."""
+    if job.error:
+        return Outcome(job.cell, job.error, [], job.memory)
+    pieces = [judged(source.scene, *raw) for source, raw in zip(sources, job.raws)]
+    size, window = options.patch_size, job.cell.window
+    if not any(piece.valid.any() for piece in pieces):
+        return Outcome(job.cell, "no valid pixel", [], job.memory)
+    broken = sum(not_finite(piece.pixels, nodata_of(source.scene)) for source, piece in zip(sources, pieces))
+    pieces = [padded(piece, window, job.part) for piece in pieces]
+    target = around(job.codes, window, job.part, IGNORE)
+    scale = window.height / size, window.width / size
+    if scale != (1.0, 1.0):
+        pieces, target = [resampled(piece, size, options.interpolation) for piece in pieces], nearest(target, size)
+    join = np.logical_and if options.require_all_bands else np.logical_or
+    valid = join.reduce([piece.valid for piece in pieces])
     target = np.where(valid, target, IGNORE).astype(np.uint8)
     reason = too_little(target, valid, options)
     if reason:
-        return reason
-    write(pair, scene, cell, options, folder, pixels, target, valid, scale)
-    return row_of(pair, scene, cell, target, valid, broken)
+        return Outcome(job.cell, reason, [], job.memory)
+    write(pair, sources, job.cell, options, folder, pieces, target, scale)
+    statistics = [BandStatistics.of(piece.pixels, ~piece.missing & piece.valid).to_bytes() for piece in pieces]
+    return Outcome(job.cell, row_of(pair, sources[0].scene, job.cell, target, valid, broken), statistics, job.memory)
+
+
+class Piece(NamedTuple):
+    """Pixels (B, H, W) in the file's own type, missing (B, H, W) and valid (H, W), and the value of pixels that are not there."""
+
+    pixels: np.ndarray
+    missing: np.ndarray
+    valid: np.ndarray
+    fill: np.ndarray
+
+
+def judged(scene, pixels, mask):
+    """A Piece of a scene from what `Scene.raw` read."""
+    return Piece(pixels, *scene.judged(pixels, mask), np.array(nodata_of(scene) or 0).astype(pixels.dtype))
 
 
 def nodata_of(scene):
@@ -45,6 +148,8 @@ def nodata_of(scene):
 
 def not_finite(pixels, nodata):
     """How many pixels hold NaN or Inf in a band, where that is not the nodata value."""
+    if pixels.dtype.kind != "f":
+        return 0
     broken, known = ~np.isfinite(pixels), validity.equals_nodata(pixels, nodata)
     return int((broken if known is None else broken & ~known).any(0).sum())
 
@@ -61,43 +166,52 @@ def too_little(target, valid, options):
     return None
 
 
-def padded(window, part, arrays):
-    """Put what was read of `part` (..., H, W) into arrays of the whole window, each with its own value beyond the image."""
+def padded(piece, window, part):
+    """A Piece that was read of `part`, in its window: nothing is valid beyond the image."""
+    if window == part:
+        return piece
+    return Piece(*(around(array, window, part, value) for array, value in zip(piece, (piece.fill, True, False))), piece.fill)
+
+
+def around(array, window, part, value):
+    """Put what was read of `part` (..., H, W) into an array of the whole window, `value` beyond the image."""
     top, left = part.row - window.row, part.col - window.col
     widths = ((top, window.height - part.height - top), (left, window.width - part.width - left))
-    return [np.pad(array, ((0, 0),) * (array.ndim - 2) + widths, constant_values=value) for array, value in arrays]
+    return np.pad(array, ((0, 0),) * (array.ndim - 2) + widths, constant_values=value)
 
 
-def resampled(pixels, missing, valid, target, size, interpolation, fill):
-    """Scale a cell to `size` pixels: the image as asked, labels and validity by the nearest pixel centre.
+def nearest(array, size):
+    """Scale (..., H, W) to `size` pixels a side, by the nearest pixel centre."""
+    rows, cols = (np.minimum(((np.arange(size) + 0.5) * n / size).astype(int), n - 1) for n in array.shape[-2:])
+    return array[..., rows, :][..., cols]
 
-    Returns:
-        pixels, valid, target.
-    """
-    rows, cols = (np.minimum(((np.arange(size) + 0.5) * n / size).astype(int), n - 1) for n in target.shape)
-    near = np.ix_(rows, cols)
+
+def resampled(piece, size, interpolation):
+    """Scale a Piece to `size` pixels a side: the image as asked, validity by the nearest pixel centre."""
+    missing, valid = nearest(piece.missing, size), nearest(piece.valid, size)
     if interpolation == "nearest":
-        return pixels[:, rows][:, :, cols], valid[near], target[near]
-    scaled = np.empty((len(pixels), size, size), pixels.dtype)
-    for band, (values, holes) in enumerate(zip(pixels, missing | ~valid)):
+        return Piece(nearest(piece.pixels, size), missing, valid, piece.fill)
+    dtype = piece.pixels.dtype
+    scaled = np.empty((len(piece.pixels), size, size), dtype)
+    for band, (values, holes) in enumerate(zip(piece.pixels, piece.missing | ~piece.valid)):
         near_hole = distance_transform_edt(holes, return_distances=False, return_indices=True)  # no nodata value may bleed into its neighbours
         smooth = np.where(holes.all(), 0, values[tuple(near_hole)]).astype(np.float64)
         smooth = cv2.resize(smooth, (size, size), interpolation=CUBIC[interpolation])
-        if pixels.dtype.kind in "iu":
-            info = np.iinfo(pixels.dtype)
-            smooth = np.clip(np.rint(smooth), info.min, info.max)
-        scaled[band] = np.where(holes[near], fill, smooth.astype(pixels.dtype))
-    return scaled, valid[near], target[near]
+        if dtype.kind in "iu":
+            smooth = np.clip(np.rint(smooth), np.iinfo(dtype).min, np.iinfo(dtype).max)
+        scaled[band] = np.where(nearest(holes, size), piece.fill, smooth.astype(dtype))
+    return Piece(scaled, missing, valid, piece.fill)
 
 
-def write(pair, scene, cell, options, folder, pixels, target, valid, scale):
-    """Write image and label, on the same grid. Where no pixel value says what is invalid, the image gets a mask."""
-    name, place, nodata = pair.patch_name(cell), scene.placed(cell.window, scale), nodata_of(scene)
-    mask = valid if not valid.all() and (nodata is None or scene.masked) else None
-    compress = not options.no_compression
-    image = raster.patch_bytes(pixels, place, scene.crs, nodata, scene.names, compress, mask)
-    label = raster.patch_bytes(target[None], place, scene.crs, IGNORE, ["class"], compress)
-    (folder / "images" / name).write_bytes(image)
+def write(pair, sources, cell, options, folder, pieces, target, scale):
+    """Write images and label, on the same grid. Where no pixel value says what is invalid, an image gets a mask."""
+    name, place = pair.patch_name(cell), sources[0].scene.placed(cell.window, scale)
+    for source, piece in zip(sources, pieces):
+        scene, nodata = source.scene, nodata_of(source.scene)
+        mask = piece.valid if not piece.valid.all() and (nodata is None or scene.masked) else None
+        image = raster.patch_bytes(piece.pixels, place, scene.crs, nodata, scene.names, options.compress, mask)
+        (folder / source.folder / name).write_bytes(image)
+    label = raster.patch_bytes(target[None], place, sources[0].scene.crs, IGNORE, ["class"], options.compress)
     (folder / "labels" / name).write_bytes(label)
 
 

@@ -20,7 +20,7 @@ class RasterLabels:
     """
 
     def __init__(self, path, scene, coding, say=print):
-        self.path, self.coding = path, coding
+        self.path, self.scene, self.coding = path, scene, coding
         self.src = raster.open_raster(path)
         if self.src.count != 1:
             raise DataError(f"{path}: has {self.src.count} bands; a label is one band of class codes, make one with gdal_translate -b N.")
@@ -36,7 +36,8 @@ class RasterLabels:
             return self.src
         say(f"note: {self.path}: lies on another grid than the image; aligned by nearest neighbour")
         view = raster.aligned(self.src, scene)
-        check_overlap(self.path, raster.bounds_in(self.src, scene.crs), scene)
+        self.bounds = raster.bounds_in(self.src, scene.crs)
+        check_overlap(self.path, self.bounds, scene)
         return view
 
     def read(self, window):
@@ -55,36 +56,83 @@ class RasterLabels:
             codes[~there] = np.nan  # unlabelled, whatever the warp put there
         return self.coding.decode(codes, self.tag, self.path)
 
+    def meets(self, window):
+        """Could a pixel of the window be labelled, as far as the header tells?"""
+        if self.view is self.src:
+            return True
+        (left, right), (bottom, top) = (sorted(side) for side in zip(*(self.scene.transform * corner for corner in corners_of(window))))
+        west, south, east, north = self.bounds
+        return left < east and right > west and bottom < north and top > south
+
+    def memory(self):
+        """What a resumed run must know of the windows read so far."""
+        return self.coding.memory(self.path)
+
+    def recall(self, memory):
+        self.coding.recall(self.path, memory)
+
     def close(self):
         if self.view is not self.src:
             self.view.close()
         self.src.close()
 
 
+def corners_of(window):
+    """The corners of a window as (column, row)."""
+    bottom, right = window.row + window.height, window.col + window.width
+    return (window.col, window.row), (right, window.row), (right, bottom), (window.col, bottom)
+
+
+class Drawn:
+    """Polygons in the scene's CRS, drawn onto its grid: a pixel belongs to a polygon when its centre does, and the later polygon stands."""
+
+    def __init__(self, shapes, values, outside, scene):
+        self.values, self.outside, self.scene = values, outside, scene
+        self.shapes = shapely.make_valid(np.asarray(shapes), method="structure", keep_collapsed=False)  # polygons only: a line would be drawn too
+        self.tree = shapely.STRtree(self.shapes)
+
+    def hits(self, window):
+        """Indices of the polygons that meet a window, in their order."""
+        corners = [self.scene.transform * corner for corner in corners_of(window)]
+        return np.sort(self.tree.query(shapely.Polygon(corners), predicate="intersects"))
+
+    def read(self, window):
+        """Values of a window: (H, W) uint8."""
+        hits, shape = self.hits(window), (window.height, window.width)
+        if not len(hits):
+            return np.full(shape, self.outside, np.uint8)
+        return rasterize(zip(self.shapes[hits], self.values[hits].tolist()), shape, fill=self.outside, transform=self.scene.placed(window), dtype="uint8")
+
+
+def read_polygons(path, scene, options, say):
+    """The polygons of a file in the scene's CRS, a GeoDataFrame; those without a shape left out.
+
+    Raises:
+        DataError: other shapes than polygons, none at all, or none near the scene.
+    """
+    frame = vector.onto(vector.read_layer(path, options.vector_crs), scene.crs, path, say)
+    frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
+    other = sorted(set(frame.geom_type) - {"Polygon", "MultiPolygon"})
+    if frame.empty or other:
+        raise DataError(f"{path}: holds {listing(other) or 'no polygon'} where polygons are needed; draw or buffer some, or choose another file.")
+    check_overlap(path, frame.total_bounds, scene)
+    return frame
+
+
 class PolygonLabels:
     """Polygons drawn onto the scene's grid; where they overlap, the later one in the file stands.
-
-    A pixel belongs to a polygon when its centre does.
 
     Args:
         options: ExtractionConfig (label_field, label_burn, label_outside, vector_crs). coding: a `coding.Coding`.
     """
 
     def __init__(self, path, scene, coding, options, say=print):
-        self.path, self.scene = path, scene
-        frame = vector.onto(vector.read_layer(path, options.vector_crs), scene.crs, path, say)
-        frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
-        other = sorted(set(frame.geom_type) - {"Polygon", "MultiPolygon"})
-        if frame.empty or other:
-            raise DataError(f"{path}: holds {listing(other) or 'no polygon'}; labels are polygons: draw or buffer some, or choose another file.")
-        check_overlap(path, frame.total_bounds, scene)
+        self.path = path
+        frame = read_polygons(path, scene, options, say)
         if options.label_field is None and options.label_burn is None:
             raise SetupError(f"--label {path}: polygons need --label_field NAME (class from an attribute: "
                              f"{listing(frame.columns.drop(frame.geometry.name), 8)}) or --label_burn V (a plain mask).")
-        self.outside = outside_of(options)
-        self.classes = self._classes(frame, coding, options)
-        self.shapes = shapely.make_valid(frame.geometry.to_numpy(), method="structure", keep_collapsed=False)  # polygons only: a line would be drawn too
-        self.tree = shapely.STRtree(self.shapes)
+        self.drawn = Drawn(frame.geometry, self._classes(frame, coding, options), outside_of(options), scene)
 
     def _classes(self, frame, coding, options):
         """The class of every polygon."""
@@ -107,17 +155,41 @@ class PolygonLabels:
         return np.array([mapping[key_of(name)] if name else IGNORE for name in names])
 
     def read(self, window):
-        """Classes of a window: (H, W) uint8."""
-        transform = self.scene.placed(window)
-        corners = [transform * corner for corner in ((0, 0), (window.width, 0), (window.width, window.height), (0, window.height))]
-        hits = np.sort(self.tree.query(shapely.Polygon(corners)))
-        shape = window.height, window.width
-        if not len(hits):
-            return np.full(shape, self.outside, np.uint8)
-        return rasterize(zip(self.shapes[hits], self.classes[hits].tolist()), shape, fill=self.outside, transform=transform, dtype="uint8")
+        """Classes of a window: (H, W) uint8, 255 where unlabelled."""
+        return self.drawn.read(window)
+
+    def meets(self, window):
+        """Is there anything but unlabelled pixels in the window, as far as outlines tell?"""
+        return self.drawn.outside != IGNORE or len(self.drawn.hits(window)) > 0
+
+    def memory(self):
+        """Nothing to remember: classes were decided when the file was read."""
+
+    def recall(self, memory):
+        """Nothing to take up."""
 
     def close(self):
         """Nothing stays open."""
+
+
+class Within:
+    """Labels inside an area of interest; what lies beyond it is unlabelled."""
+
+    def __init__(self, labels, area):
+        self.labels, self.area = labels, area
+        self.meets, self.memory, self.recall, self.close = labels.meets, labels.memory, labels.recall, labels.close
+
+    def read(self, window):
+        """Classes of a window: (H, W) uint8, 255 where unlabelled or outside the area."""
+        return np.where(self.area.read(window) > 0, self.labels.read(window), IGNORE).astype(np.uint8)
+
+
+def open_area(scene, options, say=print):
+    """The area of interest, Drawn as 1 on 0; None without --aoi."""
+    if options.aoi is None:
+        return None
+    shapes = read_polygons(options.aoi, scene, options, say).geometry
+    return Drawn(shapes, np.ones(len(shapes), int), 0, scene)
 
 
 def check_overlap(path, bounds, scene):
@@ -141,8 +213,13 @@ def outside_of(options):
     raise SetupError(f"--label_outside {word}: is neither a class from 0 to 254 nor ignore.")
 
 
-def open_labels(path, scene, coding, options, say=print):
-    """The labels of `scene`, from polygons or a raster, whichever `path` is."""
+def open_labels(path, scene, coding, options, say=print, area=None):
+    """The labels of `scene`, from polygons or a raster, whichever `path` is; only inside `area` (what `open_area` returned)."""
+    labels = open_whole(path, scene, coding, options, say)
+    return labels if area is None else Within(labels, area)
+
+
+def open_whole(path, scene, coding, options, say):
     if vector.is_vector(path):
         if options.label_nodata is not None:
             raise SetupError(f"--label_nodata: {path} holds polygons, which have no nodata; --label_outside is for what lies between them.")

@@ -5,60 +5,82 @@ import dataclasses as dc
 import numpy as np
 
 CUT = 12  # bits of a float32 that histogram keys of wide types lack: sign, exponent, 11 bits of mantissa are left
+WAITING = 2**17  # histogram entries a band collects before they are added up
 
 
 class BandStatistics:
-    """Count, extremes, mean, deviation and percentiles of each band over any number of patches, in any order.
+    """Count, extremes, mean, deviation and percentiles of each band over any number of patches.
 
     Integers up to 16 bits are counted value by value, so that their percentiles are exact; wider types are
     rounded to 12 significant bits, 1/4096 of the value at most. Memory does not grow with the number of patches.
+    Those of several patches can be made apart (`of`, `to_bytes`) and put together later (`from_bytes`, `merge`).
     """
 
     def __init__(self, bands):
         self.count = np.zeros(bands, np.int64)
         self.mean, self.square = np.zeros(bands), np.zeros(bands)  # squares of differences from the mean: no cancellation
         self.low, self.high = np.full(bands, np.inf), np.full(bands, -np.inf)
-        self.histograms = [{} for _ in range(bands)]  # are they whole numbers of 16 bits? -> (keys in order, how often)
+        self.small = None  # are the keys whole numbers of up to 16 bits, which stand for themselves?
+        self.histograms = [[] for _ in range(bands)]  # (keys, how often) of each patch, added up now and then
 
-    def add(self, pixels, good):
-        """Count `pixels` (B, H, W) of any real type where `good` (B, H, W) is True."""
+    @classmethod
+    def of(cls, pixels, good):
+        """The statistics of one patch: `pixels` (B, H, W) of any real type where `good` (B, H, W) is True."""
+        found = cls(len(pixels))
+        found.small = pixels.dtype.kind in "iu" and pixels.dtype.itemsize <= 2
         for band, (values, mask) in enumerate(zip(pixels, good)):
             values = values[mask]
             if len(values):
-                self._merge(band, len(values), values.mean(dtype=float), values.var(dtype=float))
-                self.low[band] = min(self.low[band], values.min())
-                self.high[band] = max(self.high[band], values.max())
-                self._count(band, values)
+                found._count(band, values)
+        return found
 
-    def _merge(self, band, count, mean, variance):
-        """Chan et al. 1983: means and squares of two groups make those of both."""
-        total, apart = self.count[band] + count, mean - self.mean[band]
-        self.square[band] += variance * count + apart**2 * self.count[band] * count / total
-        self.mean[band] += apart * count / total
-        self.count[band] = total
+    def add(self, pixels, good):
+        """Count one more patch."""
+        self.merge(self.of(pixels, good))
+
+    def merge(self, other):
+        """Take over what another one has counted. Chan et al. 1983: means and squares of two groups make those of both."""
+        self.small = other.small if self.small is None else self.small
+        total = np.maximum(self.count + other.count, 1)
+        apart = other.mean - self.mean
+        self.square += other.square + apart**2 * (self.count * (other.count / total))
+        self.mean += apart * (other.count / total)
+        self.count += other.count
+        self.low, self.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        for band, part in enumerate(other.histograms):
+            self.histograms[band] += part
+            if sum(len(keys) for keys, _ in self.histograms[band]) > WAITING:
+                self._histogram(band)
 
     def _count(self, band, values):
-        small = values.dtype.kind in "iu" and values.dtype.itemsize <= 2
-        if small:
-            least = int(values.min())
-            times = np.bincount(values.astype(np.int32) - least)
-            keys = np.flatnonzero(times)
-            keys, times = keys + least, times[keys]
+        """The statistics of a band's good pixels."""
+        self.count[band], self.low[band], self.high[band] = len(values), values.min(), values.max()
+        numbers = values.astype(np.int32) if self.small else sort_key(values)
+        keys, times = counted(numbers)
+        self.histograms[band] = [(keys.astype(np.int32), times)]
+        if self.small:
+            self.mean[band] = mean = (keys * times).sum() / len(values)
+            self.square[band] = ((keys - mean) ** 2 * times).sum()
         else:
-            keys, times = np.unique(sort_key(values), return_counts=True)
-        before, sums = self.histograms[band].get(small, (keys[:0], times[:0]))
-        merged, place = np.unique(np.concatenate([before, keys]), return_inverse=True)
-        self.histograms[band] = {small: (merged, np.bincount(place, np.concatenate([sums, times])).astype(np.int64))}
+            self.mean[band] = values.mean(dtype=float)
+            self.square[band] = values.var(dtype=float) * len(values)
+
+    def _histogram(self, band):
+        """Keys in order and how often each occurs; what waits is added up."""
+        parts = self.histograms[band]
+        if len(parts) > 1:
+            self.histograms[band] = parts = [counted(*map(np.concatenate, zip(*parts)))]
+        return parts[0]
 
     def percentile(self, band, percent):
         """Linear between the two nearest ranks, as numpy's default; nan for a band without a good pixel."""
         if not self.count[band]:
             return float("nan")
-        ((small, (keys, times)),) = self.histograms[band].items()
+        keys, times = self._histogram(band)
         upto = np.cumsum(times)
         rank = percent / 100 * (upto[-1] - 1)
         ends = np.searchsorted(upto, [np.floor(rank), np.ceil(rank)], side="right")
-        low, high = np.clip([keys[i] if small else sort_value(keys[i]) for i in ends], self.low[band], self.high[band]).astype(float)
+        low, high = np.clip([keys[i] if self.small else sort_value(keys[i]) for i in ends], self.low[band], self.high[band]).astype(float)
         return float(low + (high - low) * (rank % 1))
 
     def result(self):
@@ -76,13 +98,50 @@ class BandStatistics:
             for band, count in enumerate(self.count)
         ]
 
+    def to_bytes(self):
+        """Everything counted, for `from_bytes` on the same machine; counts of one patch, up to 2^32."""
+        found = [self._histogram(band) if count else (np.empty(0, np.int32),) * 2 for band, count in enumerate(self.count)]
+        head = np.array([len(self.count), bool(self.small), *(len(keys) for keys, _ in found)], np.int64)
+        numbers = np.stack([self.mean, self.square, self.low, self.high])
+        return b"".join(part.tobytes() for part in (head, self.count, numbers, *(keys.astype(np.int32) for keys, _ in found), *(times.astype(np.uint32) for _, times in found)))
+
+    @classmethod
+    def from_bytes(cls, content):
+        """What `to_bytes` wrote."""
+        place = 0
+
+        def take(count, dtype):
+            nonlocal place
+            part = np.frombuffer(content, dtype, count, place)
+            place += part.nbytes
+            return part
+
+        bands, small = take(2, np.int64)
+        found, lengths = cls(int(bands)), take(bands, np.int64)
+        found.small, found.count = bool(small), take(bands, np.int64)
+        found.mean, found.square, found.low, found.high = take(4 * bands, float).reshape(4, -1)
+        keys = [take(length, np.int32) for length in lengths]
+        found.histograms = [[(part, take(len(part), np.uint32))] if len(part) else [] for part in keys]
+        return found
+
+
+def counted(numbers, times=None):
+    """The different whole numbers in order, and how often each occurs (each weighs its `times`)."""
+    least, most = int(numbers.min()), int(numbers.max())
+    if times is None and most - least > 2 * len(numbers):  # sorting is quicker than so long a table
+        return np.unique(numbers, return_counts=True)
+    total = np.bincount(numbers - least, times)  # sums of float64 weights are exact up to 2^53
+    keys = np.flatnonzero(total)
+    return keys + least, total[keys].astype(np.int64)
+
 
 def sort_key(values):
-    """Integers that sort as the float32 values do, rounded to their leading bits; 0 and -0 have the same."""
+    """Integers of 21 bits that sort as the float32 values do, rounded to their leading bits; 0 and -0 have the same."""
     with np.errstate(over="ignore"):  # a float64 beyond float32 counts as infinite, and is clipped to the extremes
-        bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.int64)
-    ordered = np.where(bits >> 31, 0x100000000 - bits, bits + 0x80000000)
-    return (ordered + (1 << CUT - 1)) >> CUT
+        bits = np.ascontiguousarray(values, np.float32).view(np.int32).astype(np.int64)
+    size = bits & 0x7FFFFFFF
+    ordered = 0x80000000 + np.where(bits < 0, -size, size)
+    return ((ordered + (1 << CUT - 1)) >> CUT).astype(np.int32)
 
 
 def sort_value(key):

@@ -1,16 +1,14 @@
-"""Pictures: curves of a run, patches with their labels, maps beside their scene. Figures only, never pyplot's state."""
+"""Pictures: what all share (colours, stretch, legend), curves of a run, maps beside their scene. Figures only, never pyplot's state."""
 
 import io
 import itertools
-from pathlib import Path
+import math
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from eoseg import files, patchset, raster
-from eoseg.coding import IGNORE
-from eoseg.errors import SetupError
+from eoseg import files, raster
 from eoseg.georef import ground_width
 
 # Paul Tol's "muted" scheme, safe for colour-blind eyes; classes beyond it repeat, darker, and at last are drawn by lot
@@ -52,17 +50,24 @@ def save(figure, path):
     return path
 
 
-def stretched(pixels, valid):
-    """Bands (B, H, W) as a picture (H, W, 3) from 0 to 1: three bands red to blue, or the first as grey; 2 to 98 %.
+def spread(pixels, valid):
+    """The darkest and the brightest value to show of each band (B, ...): 2 and 98 % of what is finite and `valid` (...), or 0 and 1."""
+    seen = [band[valid & np.isfinite(band)] for band in pixels]
+    return [np.percentile(values, [2, 98]).tolist() if values.size else [0.0, 1.0] for values in seen]
+
+
+def stretched(pixels, valid, span=None):
+    """Bands (B, H, W) as a picture (H, W, 3) from 0 to 1: three bands red to blue, or the first as grey; white where not `valid`.
 
     Files of blue, green, red (most satellites' order) are turned round by the caller.
+
+    Args:
+        span: what `spread` returned for a whole series; the picture's own when None.
     """
-    chosen = pixels[:3] if len(pixels) >= 3 else pixels[:1].repeat(3, 0)
-    picture = np.ones((*valid.shape, 3))
-    for channel, band in enumerate(chosen.astype(float)):
-        seen = band[valid & np.isfinite(band)]
-        low, high = np.percentile(seen, [2, 98]) if seen.size else (0, 1)
-        picture[..., channel] = np.clip((band - low) / max(high - low, 1e-12), 0, 1)
+    chosen = (pixels[:3] if len(pixels) >= 3 else pixels[:1]).astype(float)
+    low, high = np.array(span or spread(chosen, valid)).T[:, :, None, None]
+    picture = np.nan_to_num(np.clip((chosen - low) / np.maximum(high - low, 1e-12), 0, 1))  # one band of three may be NaN
+    picture = np.broadcast_to(picture, (3, *valid.shape)).transpose(1, 2, 0).copy()
     picture[~valid] = 1
     return picture
 
@@ -70,8 +75,9 @@ def stretched(pixels, valid):
 def rgb_order(names):
     """Band indices to show as red, green, blue, from band names; the first three where they say nothing."""
     lower = [name.lower() for name in names]
-    if all(word in lower for word in ("red", "green", "blue")):
-        return [lower.index(word) for word in ("red", "green", "blue")]
+    for known in (("red", "green", "blue"), ("b04", "b03", "b02")):  # the latter: Sentinel-2
+        if all(word in lower for word in known):
+            return [lower.index(word) for word in known]
     return list(range(min(3, len(names)))) if len(names) >= 3 else [0]
 
 
@@ -81,34 +87,19 @@ def painted(classes, palette):
     return table[np.minimum(classes, len(palette))]
 
 
+def thinned(array, longest):
+    """Every so manieth row and column (the last two axes), at most `longest` of them."""
+    step = math.ceil(max(array.shape[-2:]) / longest)
+    return array[..., ::step, ::step]
+
+
+def shortened(name, most):
+    """A name that fits over a picture; its end, which tells patches apart, stays."""
+    return name if len(name) <= most else f"{name[: most // 3]}...{name[most // 3 + 3 - most :]}"
+
+
 def legend(axes, names, palette, **settings):
-    axes.legend(handles=[Patch(color=np.array(c) / 255, label=n) for n, c in zip(names, palette)], frameon=False, **settings)
-
-
-def draw_sample(folder, split, index):
-    """One patch beside its label, as `sample_<split>_<index>.png` in the patch folder; returns the path."""
-    pairs = patchset.find_pairs(folder, split)
-    if not pairs:
-        raise SetupError(f"--output {folder}: holds no patches of {split}; choose another --split, or another folder.")
-    if index >= len(pairs):
-        raise SetupError(f"--sample_index {index}: {split} in {folder} holds {len(pairs)} patches; give 0 to {len(pairs) - 1}.")
-    image, label = pairs[index]
-    pixels, _, valid = raster.read_patch(image)
-    codes, _ = raster.read_label(label)
-    metadata = patchset.load_metadata(folder, required=False)
-    known = metadata.get("class_names") or []
-    names = [known[c] if c < len(known) else f"class {c}" for c in range(int(max([0, *codes[codes != IGNORE].tolist()])) + 1)]
-    order = rgb_order(metadata.get("bands", {}).get("names", [""] * len(pixels)))
-    figure = Figure(figsize=(10, 5))
-    left, right = figure.subplots(1, 2)
-    left.imshow(stretched(pixels[order], valid))
-    left.set_title(image.name)
-    right.imshow(painted(codes, colours(names)))
-    right.set_title("label (white: unlabelled)")
-    legend(right, names, colours(names), loc="upper left", bbox_to_anchor=(1, 1))
-    for axes in (left, right):
-        axes.set_axis_off()
-    return save(figure, Path(folder) / f"sample_{split}_{index}.png")
+    axes.legend(handles=[Patch(facecolor=np.array(c) / 255, edgecolor="0.6", lw=0.5, label=n) for n, c in zip(names, palette)], frameon=False, **settings)
 
 
 def draw_curves(history, path, title):

@@ -5,9 +5,7 @@ Bands count from 1 here, as in GDAL. Windows are `tiles.Window`, rows before col
 
 import logging
 import os
-import re
 import warnings
-from pathlib import Path
 from typing import NamedTuple
 
 os.environ.setdefault("GDAL_CACHEMAX", "64")  # MB; GDAL's 5 % of memory grows with the machine, not with the job
@@ -28,27 +26,30 @@ from eoseg import files
 from eoseg.errors import DataError, ReadError, SetupError, listing
 from eoseg.tiles import strips
 from eoseg.validity import held, is_alpha, mask_kind, missing_and_valid
-from eoseg.vrt import sources_of, vrt_of
+from eoseg.vetting import check_file, check_header
+from eoseg.vrt import vrt_of
 
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # said in our own words where it matters
-STRIP = 2**27  # bytes of pixels that `Scene.expect` lets stay in memory
-BIGGEST_BLOCK = 2**30  # bytes; one block must fit in memory, and no sane writer makes larger ones
-MOST_SHRUNK = 10**5  # bytes of pixels to one byte of file: zstd makes some 20,000 of a constant image, nothing makes more
+STRIP = 2**26  # bytes of pixels that are read at once where the file's blocks allow it
+BLOCK_ROW = 2**25  # bytes of a row of blocks that GDAL's cache holds for certain
+THREADS = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 GDAL_NODATA = 42113  # TIFF tag
 
 
 # ---------------------------------------------------------------- opening
 
 
-def open_raster(path):
+def open_raster(path, threads=1):
     """Open a raster to read, or say in one line why it cannot be used.
 
+    Args:
+        threads: that decode the blocks of one read; GeoTIFFs only.
     Raises:
         DataError: missing, empty, damaged, complex, placed by control points only, or not what its name says.
     """
     check_file(path)
     try:
-        src = rasterio.open(path)
+        src = rasterio.open(path, **({"num_threads": threads} if threads > 1 and str(path).lower().endswith((".tif", ".tiff")) else {}))
     except RasterioError as error:
         raise DataError(f"{path}: cannot be opened as a raster ({error}); check the file with gdalinfo.") from None
     try:
@@ -57,54 +58,6 @@ def open_raster(path):
         src.close()
         raise
     return src
-
-
-def check_file(path, above=()):
-    """What can be told before GDAL sees the file. Paths like /vsicurl/... and URLs are passed on as typed.
-
-    Args:
-        above: the VRTs that led to this file.
-    """
-    if re.match(r"/vsi|[a-z0-9+]+://", str(path)):
-        return
-    file = Path(path)
-    if not file.exists():
-        raise DataError(f"{path}: no such file; check the path.")
-    if not file.is_file():
-        raise DataError(f"{path}: is not a file; name one raster.")
-    with open(file, "rb") as f:
-        head = f.read(4096)  # GDAL looks at fewer
-    if not head:
-        raise DataError(f"{path}: is empty (0 bytes); copy or download it again.")
-    if b"<VRTDataset" in head:
-        if file.suffix.lower() != ".vrt":
-            raise DataError(f"{path}: is a VRT under another suffix; rename it to .vrt if you trust it.")
-        if file.resolve() in above:
-            raise DataError(f"{path}: refers to itself; make it anew with gdalbuildvrt.")
-        for source in sources_of(file):
-            check_file(source, (*above, file.resolve()))
-    elif file.suffix.lower() in (".tif", ".tiff") and head[:2] not in (b"II", b"MM"):
-        raise DataError(f"{path}: is no TIFF, whatever its name says; copy or download it again, or give it its true suffix.")
-
-
-def check_header(src, path):
-    """What the header tells, before a pixel is read."""
-    if src.count == 0:
-        raise DataError(f"{path}: holds no bands of its own (a container of {len(src.subdatasets)} rasters); name one of them.")
-    if any(np.dtype(t).kind == "c" for t in src.dtypes if t in rasterio.dtypes.dtype_rev) or "complex" in src.dtypes[0]:
-        raise DataError(f"{path}: complex pixels; convert to amplitude or intensity first.")
-    if src.transform == Affine.identity() and src.gcps[0]:
-        raise DataError(f"{path}: is placed by ground control points only; warp it first: gdalwarp {path} warped.tif")
-    if src.driver != "GTiff":
-        return
-    rows, cols = src.block_shapes[0]
-    each = np.dtype(src.dtypes[0]).itemsize
-    block, whole = rows * cols * each, src.height * src.width * src.count * each
-    if Path(path).is_file() and whole > MOST_SHRUNK * Path(path).stat().st_size:
-        raise DataError(f"{path}: claims {src.height} x {src.width} pixels in {Path(path).stat().st_size} bytes; it is damaged, copy or download it again.")
-    if block > BIGGEST_BLOCK:
-        raise DataError(f"{path}: one block of {cols} x {rows} pixels would take {block / 2**30:.1f} GiB; "
-                        f"rewrite it in tiles: gdal_translate -co TILED=YES {path} tiled.tif")
 
 
 def band_names(src):
@@ -138,56 +91,74 @@ class Scene:
     Args:
         bands: numbers or names; all bands when None, except an alpha band, which is a mask unless it is named here.
         nodata: value to use in place of the file's tag.
+        like: a Scene whose grid this one is brought onto. resampling: how, a name of rasterio's Resampling.
     """
 
-    def __init__(self, path, bands=None, nodata=None, require_all_bands=False):
-        self.path, self.src, self.require_all_bands = path, open_raster(path), require_all_bands
-        names = band_names(self.src)
-        colour = [number for number in self.src.indexes if not is_alpha(self.src, number)]
+    def __init__(self, path, bands=None, nodata=None, require_all_bands=False, like=None, resampling="bilinear"):
+        self.path, self.file, self.require_all_bands = path, open_raster(path, THREADS), require_all_bands
+        names = band_names(self.file)
+        colour = [number for number in self.file.indexes if not is_alpha(self.file, number)]
         self.bands = choose_bands(names, bands, path) if bands else colour or [1]
         self.names = [names[band - 1] for band in self.bands]
-        self.dtype = np.result_type(*(self.src.dtypes[band - 1] for band in self.bands))
+        self.dtype = np.result_type(*(self.file.dtypes[band - 1] for band in self.bands))
         if nodata is not None and held(nodata, self.dtype) is None:
             raise SetupError(f"--input_nodata {nodata:g}: no pixel of {path} can hold it, its type is {self.dtype}; give a value that occurs.")
-        tags = [self.src.nodatavals[band - 1] for band in self.bands]
+        tags = [self.file.nodatavals[band - 1] for band in self.bands]
         self.nodata = [held(value, self.dtype) for value in ([nodata] * len(tags) if nodata is not None else tags)]
-        spare = [number for number in self.src.indexes if number not in colour and number not in self.bands]
+        spare = [number for number in self.file.indexes if number not in colour and number not in self.bands]
         self.alpha = spare[0] if spare else None  # the band that is a mask; GDAL itself heeds it in files of 2 and 4 bands alone
-        self.masked = self.alpha is not None or mask_kind(self.src) == "mask"
+        self.masked = self.alpha is not None or mask_kind(self.file) == "mask"
+        self.moved = like is not None and not same_grid(self.file, like)
+        self.src = self._onto(like, resampling) if self.moved else self.file
         self.height, self.width = self.src.height, self.src.width
         self.crs, self.transform = self.src.crs, self.src.transform
-        self.strips, self.held = {}, (None, None)
+
+    def _onto(self, like, resampling):
+        """This scene on the grid of another one; an alpha band tells where it has no pixels."""
+        if not self.file.crs or not like.crs:
+            raise DataError(f"{self.path}: lies on another grid than {like.path} and one of them has no CRS; set it with gdal_edit.py -a_srs.")
+        nodata = next((value for value in self.nodata if value is not None), np.nan if self.dtype.kind == "f" else None)
+        view = aligned(self.file, like, resampling, nodata)
+        self.alpha, self.masked = view.count, True
+        return view
 
     def __enter__(self):
         return self
 
     def __exit__(self, *failure):
-        self.src.close()
+        self.close()
 
-    def expect(self, windows):
-        """Prepare to read `windows` in this order: those of one row are decoded together, each block once."""
-        self.strips = strips(windows, STRIP // (len(self.bands) * (self.dtype.itemsize + 1)))
+    def close(self):
+        if self.moved:
+            self.src.close()
+        self.file.close()
+
+    def reading_order(self, windows):
+        """Indices of `windows` in the order in which each block is decoded once: down columns so narrow that a row of blocks stays in GDAL's cache."""
+        rows, cols = self.file.block_shapes[0]
+        wide = self.width if cols >= self.width else max(1, BLOCK_ROW // (rows * self.pixel_bytes))
+        return sorted(range(len(windows)), key=lambda i: (windows[i].col // wide, windows[i].row, windows[i].col))
+
+    def strips(self, windows):
+        """`windows`, in reading order, in groups that are best read at once: [(strip, [index, ...])]."""
+        striped = self.file.block_shapes[0][1] >= self.width
+        return strips(windows, (4 if striped else 1) * STRIP // self.pixel_bytes)
+
+    @property
+    def pixel_bytes(self):
+        return len(self.bands) * self.dtype.itemsize
 
     def read(self, window):
         """Read a window that lies inside the image.
 
         Returns:
-            pixels (B, H, W) in the file's own type and unit; missing (B, H, W) bool; valid (H, W) bool. Not to be changed.
+            pixels (B, H, W) in the file's own type and unit; missing (B, H, W) bool; valid (H, W) bool.
         """
-        strip = self.strips.get(window, window)
-        if strip == window:
-            return self.decode(window)
-        if self.held[0] != strip:
-            try:
-                self.held = strip, self.decode(strip)
-            except ReadError:  # parts of it may be whole
-                self.strips = {}
-                return self.decode(window)
-        rows, cols = slice(window.row - strip.row, window.row - strip.row + window.height), slice(window.col - strip.col, window.col - strip.col + window.width)
-        return tuple(part[..., rows, cols] for part in self.held[1])
+        pixels, mask = self.raw(window)
+        return pixels, *self.judged(pixels, mask)
 
-    def decode(self, window):
-        """`read`, straight from the file."""
+    def raw(self, window):
+        """What the file holds in a window: pixels (B, H, W), and the mask (H, W) of files that have one, else True."""
         where = grid_window(window)
         try:
             pixels = self.src.read(self.bands, window=where, out_dtype=self.dtype)
@@ -196,8 +167,12 @@ class Scene:
             last = window.row + window.height - 1
             raise ReadError(f"{self.path}: rows {window.row} to {last} cannot be read ({deepest(error)}); "
                             "the file is truncated or damaged, copy or download it again.") from None
+        return pixels, mask
+
+    def judged(self, pixels, mask):
+        """Which of the pixels that `raw` read count: missing (B, H, W), valid (H, W)."""
         missing, valid = missing_and_valid(pixels, self.nodata, self.require_all_bands)
-        return pixels, missing, valid & mask
+        return missing, valid & mask
 
     def placed(self, window, scale=(1.0, 1.0)):
         """The geotransform of a window; `scale` is the size of its pixels (rows, columns) in pixels of the scene."""
@@ -225,14 +200,15 @@ def same_grid(one, other, tolerance=0.01):
     )
 
 
-def aligned(src, scene):
-    """A view of the open raster `src` on the grid of `scene`, by nearest neighbour, with an alpha band last.
+def aligned(src, scene, resampling="nearest", nodata=None):
+    """A view of the open raster `src` on the grid of `scene`, with an alpha band last.
 
-    The alpha band is 0 where the view leaves `src` or meets its mask; values pass unchanged, the one of the nodata tag too.
+    The alpha band is 0 where the view leaves `src` or meets its mask. By nearest neighbour, values pass unchanged; other
+    ways mix no pixel of the value `nodata` into its neighbours. With None, the value of the nodata tag is one like any other.
     """
     try:
-        return WarpedVRT(src, crs=scene.crs, transform=scene.transform, width=scene.width, height=scene.height, resampling=Resampling.nearest,
-                         src_nodata=None, add_alpha=True, tolerance=1e-6)  # pixels; rasterio fails on a tolerance of 0
+        return WarpedVRT(src, crs=scene.crs, transform=scene.transform, width=scene.width, height=scene.height, resampling=Resampling[resampling],
+                         src_nodata=nodata, nodata=nodata, add_alpha=True, tolerance=1e-6)  # pixels; rasterio fails on a tolerance of 0
     except (RasterioError, CPLE_BaseError):
         raise DataError(f"{src.name}: nothing leads from its CRS to that of {scene.path}; give both the same with gdal_edit.py -a_srs.") from None
 
@@ -245,17 +221,20 @@ def bounds_in(src, crs):
 # ---------------------------------------------------------------- patches
 
 
-def patch_bytes(pixels, transform, crs, nodata=None, names=None, compress=True, mask=None):
+def patch_bytes(pixels, transform, crs, nodata=None, names=None, compress="deflate", mask=None):
     """A patch (B, H, W) as the bytes of one GeoTIFF, band by band, each band one block.
 
-    Deflate level 1 with horizontal differencing: tifffile reads it without further packages. Made in memory and
-    written by Python, which reports a full disk; GDAL does not always.
+    Made in memory and written by Python, which reports a full disk; GDAL does not always.
 
     Args:
+        compress: deflate (level 1; tifffile reads it without further packages), lzw, zstd or none; types of up to
+            32 bits with horizontal differencing.
         mask: (H, W) bool, False where no pixel is; for images whose invalid pixels no nodata value marks.
     """
     count, height, width = pixels.shape
-    options = {"compress": "deflate", "predictor": 2, "zlevel": 1} if compress else {}
+    options = {"deflate": {"zlevel": 1}, "zstd": {"zstd_level": 1}}.get(compress, {})
+    if compress != "none":
+        options |= {"compress": compress, "predictor": 2 if pixels.dtype.itemsize <= 4 else 1}
     options["alpha"] = "no"  # GDAL takes the last of four 8-bit bands for transparency; in patches it is a band
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), MemoryFile() as memory:
         with memory.open(driver="GTiff", count=count, height=height, width=width, dtype=pixels.dtype, crs=crs,

@@ -81,9 +81,14 @@ def snap(centre, size):
     return int(np.floor(np.round(centre - size / 2, 6) + 0.5))
 
 
-def regular_windows(height, width, size):
-    """Square windows of `size` side by side from the top left corner; the last ones may overhang."""
-    return [Window(row, col, size, size) for row in range(0, height, size) for col in range(0, width, size)]
+def regular_windows(height, width, size, stride=None):
+    """Square windows of `size` every `stride` pixels (None: side by side) from the top left corner; the last ones may overhang."""
+    stride = stride or size
+
+    def firsts(length):
+        return range(0, max(length - size, 0) + stride, stride)  # as many as it takes to reach the end, no more
+
+    return [Window(row, col, size, size) for row in firsts(height) for col in firsts(width)]
 
 
 def strips(windows, most):
@@ -92,18 +97,22 @@ def strips(windows, most):
     Args:
         windows: in reading order, inside the image. most: pixels a strip may hold; at least one window goes into each.
     Returns:
-        dict window -> the strip it lies in. A strip is at most twice as large as its windows together.
+        list of (strip, [indices of its windows]). A strip is at most twice as large as its windows together.
     """
-    found, together, strip, area = {}, [], None, 0
-    for window in windows:
-        wider = around(strip, window) if together else window
-        area += window.height * window.width
-        if together and (window.row >= together[0].row + together[0].height / 2 or wider.height * wider.width > min(most, 2 * area)):
-            found.update(dict.fromkeys(together, strip))
-            together, wider, area = [], window, window.height * window.width
-        together.append(window)
-        strip = wider
-    return found | dict.fromkeys(together, strip)
+    found, area = [], 0
+    for index, window in enumerate(windows):
+        size = window.height * window.width
+        if found:
+            strip, together = found[-1]
+            wider, first = around(strip, window), windows[together[0]]
+            same_row = first.row <= window.row < first.row + first.height / 2
+            if same_row and wider.height * wider.width <= min(most, 2 * (area + size)):
+                found[-1] = wider, [*together, index]
+                area += size
+                continue
+        found.append((window, [index]))
+        area = size
+    return found
 
 
 def around(one, other):

@@ -1,6 +1,7 @@
 """Grids and label polygons: the only room that opens vector files."""
 
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 import shapely
 from pyproj.exceptions import ProjError
 
+from eoseg import files
 from eoseg.errors import DataError, SetupError, listing
 from eoseg.tiles import Window, snap
 
@@ -32,12 +34,8 @@ def read_layer(path, crs=None):
     file, _, layer = str(path).partition("|layername=")
     if not Path(file).exists():
         raise DataError(f"{file}: no such file; check the path.")
-    try:
-        frame = read_any(file, layer)
-    except SetupError:
-        raise
-    except Exception as error:  # pyogrio, pyarrow and fiona each have their own
-        raise DataError(f"{path}: cannot be read as a vector file ({error}); check it with ogrinfo.") from None
+    stat = Path(file).stat()
+    frame = read_once(file, layer, stat.st_mtime_ns, stat.st_size).copy()
     if crs == "image":
         frame = frame.set_crs(None, allow_override=True)  # `onto` takes it as the image's
     elif crs:
@@ -47,6 +45,16 @@ def read_layer(path, crs=None):
             raise SetupError(f"--vector_crs {crs}: no such CRS; write e.g. EPSG:32630.") from None
     check_degrees(frame, path)
     return frame
+
+
+@lru_cache(2)  # a grid for a hundred scenes, and the labels that are looked at before they are cut
+def read_once(file, layer, *stamp):
+    try:
+        return read_any(file, layer)
+    except SetupError:
+        raise
+    except Exception as error:  # pyogrio, pyarrow and fiona each have their own
+        raise DataError(f"{file}: cannot be read as a vector file ({error}); check it with ogrinfo.") from None
 
 
 def read_any(file, layer):
@@ -156,30 +164,37 @@ def wrong_sizes(found, patch_size, other_crs):
     return [cell for cell in found if max(abs(side - patch_size) for side in cell.size) > slack]
 
 
-def cell_ids(frame, column):
-    """A name for every cell, unique and fit for a file name.
+def cell_ids(frame, column, say=print):
+    """A name for every cell, fit for a file name.
 
     Args:
         column: AUTO takes the first of id, fid, patch_id that is there and unique, else the row number.
+    Returns:
+        the names; those that occur more than once.
     Raises:
-        SetupError: the column is not there, repeats a value, or holds characters no file name should.
+        SetupError: the column is not there, or holds characters no file name should.
     """
     if column == "AUTO":
         lower = {name.lower(): name for name in frame.columns}
         for name in ("id", "fid", "patch_id"):
             names = [plain(value) for value in frame[lower[name]]] if name in lower else [""]
-            if len(set(names)) == len(names) and not any(map(unfit, names)):
-                return names
-        return [str(row) for row in range(len(frame))]
+            if not any(map(unfit, names)):
+                if not repeated(names):
+                    return names, []
+                say(f"note: the grid's column {lower[name]} holds {listing(repeated(names))} more than once; it cannot name the cells")
+        return [str(row) for row in range(len(frame))], []
     if column not in frame.columns:
         raise SetupError(f"--id_column {column}: the grid has no such column; it has {listing(frame.columns.drop(frame.geometry.name), 12)}.")
     names = [plain(value) for value in frame[column]]
-    twice = sorted(name for name, times in Counter(names).items() if times > 1)
-    if twice:
-        raise SetupError(f"--id_column {column}: {listing(twice)} stand there more than once; choose a unique column, or leave it at AUTO.")
     if any(map(unfit, names)):
         raise SetupError(f"--id_column {column}: {listing(map(repr, filter(unfit, names)))} cannot be part of a file name; use letters, digits, - _ and .")
-    return names
+    return names, repeated(names)
+
+
+def repeated(names):
+    """Names that occur more than once, in order; on a disk that knows no capitals, a1 and A1 are one."""
+    times = Counter(name.lower() for name in names)
+    return sorted({name for name in names if times[name.lower()] > 1})
 
 
 def unfit(name):
@@ -192,3 +207,22 @@ def plain(value):
     if isinstance(value, (float, np.floating)) and value == value and float(value).is_integer():
         return str(int(value))
     return "" if value is None or value != value else str(value).strip()
+
+
+def frame_of(table, shapes, crs):
+    """A GeoDataFrame of a dict of columns and as many shapes."""
+    return geopandas.GeoDataFrame(table, geometry=list(shapes), crs=crs)
+
+
+def write_layer(frame, path):
+    """Write a GeoDataFrame under its suffix's format, whole or not at all; the same frame gives the same bytes."""
+    import pyogrio
+
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2000-01-01T00:00:00.000Z"})
+    part = files.part_of(path, "part" + path.suffix)
+    part.unlink(missing_ok=True)  # a killed run's
+    try:
+        frame.to_file(part, layer=path.stem, engine="pyogrio")
+        files.put(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from eoseg import pairing
 from eoseg.errors import SetupError
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
-IMAGES, LABELS = r"^[Ii]mage[_-]?(\d+)\.tif{1,2}$", r"^[Ll]abel[_-]?(\d+)\.tif{1,2}$"
+IMAGES, LABELS = {"--image_pattern": r"^[Ii]mage[_-]?(\d+)\.tif{1,2}$"}, r"^[Ll]abel[_-]?(\d+)\.tif{1,2}$"
 CELLS = [(0, 0), (0, 16), (0, 32), (16, 0), (16, 16), (16, 32)]
 
 
@@ -76,7 +76,7 @@ def test_names_that_do_not_pair_are_refused(tmp_path, names, patterns, text):
     for name in names:
         (tmp_path / name).touch()
     with pytest.raises(SetupError, match=text):
-        pairing.find_pairs(tmp_path, **{"image_pattern": IMAGES, "label_pattern": LABELS, **patterns})
+        pairing.find_pairs(tmp_path, {"--image_pattern": patterns.get("image_pattern", IMAGES["--image_pattern"])}, patterns.get("label_pattern", LABELS))
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
@@ -94,7 +94,7 @@ def test_every_pair_is_cut_from_its_own_scene(tmp_path, batch):
     assert status == 0, err
     assert_scenes(tmp_path / "out", (1, 2, 10))
     assert [row["patch"] for row in table_of(tmp_path / "out")][::6] == ["img1_patch_0.tif", "img2_patch_0.tif", "img10_patch_0.tif"]
-    assert metadata_of(tmp_path / "out")["patches"] == {"train": 13, "validation": 4, "test": 1}  # 13.5, 3.6, 0.9 of 18
+    assert metadata_of(tmp_path / "out")["patches"] == {"train": 15, "validation": 3, "test": 0}  # one place in three dates: 4.5, 1.2, 0.3 of 6
 
 
 def test_other_patterns_pair_other_names(tmp_path, batch):
@@ -213,11 +213,11 @@ def test_nothing_is_written_when_every_pair_is_broken(tmp_path, batch):
 
 
 def test_a_batch_goes_on_where_it_was_stopped(tmp_path, batch, monkeypatch):
-    from eoseg import extract
+    from eoseg import cutting
 
     for number in (1, 2):
         write_pair(tmp_path / "data", number)
-    real, calls = extract.cut, []
+    real, calls = cutting.cut, []
 
     def stop(*args):
         calls.append(args)
@@ -225,8 +225,8 @@ def test_a_batch_goes_on_where_it_was_stopped(tmp_path, batch, monkeypatch):
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(extract, "cut", stop)
+    monkeypatch.setattr(cutting, "cut", stop)
     assert batch()[0] == 130 and sorted(path.name for path in (tmp_path / "out").iterdir()) == [".unfinished"]
-    monkeypatch.setattr(extract, "cut", real)
+    monkeypatch.setattr(cutting, "cut", real)
     assert batch("--resume")[0] == 0
     assert_scenes(tmp_path / "out", (1, 2))

@@ -59,7 +59,7 @@ def test_chesapeake_patches_without_any_place_keep_all_four_bands(shared, tmp_pa
                             "--label_map", "1=0", "2=1", "3=2", "4=3", "5=4", "6=5")
     assert status == 0, err
     rows = table_of(tmp_path / "out")
-    assert len(rows) == 16 * 4 and metadata_of(tmp_path / "out")["patches"] == {"train": 48, "validation": 13, "test": 3}
+    assert len(rows) == 16 * 4 and metadata_of(tmp_path / "out")["patches"] == {"train": 48, "validation": 12, "test": 4}
     for row in rows:
         number = row["scene"][len("image_") : -len(".tif")]
         here = np.s_[:, int(row["row"]) : int(row["row"]) + 128, int(row["col"]) : int(row["col"]) + 128]

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, coded, write_raster
 from cutouts import assert_exact, bytes_of, error_of, metadata_of, rows_of, scene_and_label, square, write_vector
 
-from eoseg import cutting, extract
+from eoseg import cutting, extract, places
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
 
@@ -62,7 +62,7 @@ def test_two_runs_write_the_same_bytes_wherever_their_inputs_lie(tmp_path, singl
         assert single(image, label, tmp_path / place / "out", "--grid", cells, "--random_seed", 0)[0] == 0
         found.append(bytes_of(tmp_path / place / "out"))
     assert found[0] == found[1]
-    assert sorted(path for path in found[0] if "/" not in path) == ["patch_metadata.json", "patches.csv"]
+    assert sorted(path for path in found[0] if "/" not in path) == ["patch_metadata.json", "patches.csv", "patches.gpkg"]
     words = (found[0]["patches.csv"] + found[0]["patch_metadata.json"]).decode()
     assert str(tmp_path) not in words and "here" not in words and not re.search(r"20[2-9]\d-\d\d", words) and os.uname().nodename not in words
 
@@ -193,12 +193,12 @@ def test_info_and_visualize_tell_and_draw_what_was_cut(tmp_path, script):
     assert script("Patch_extraction_v2", "extract", "--image", image, "--label", label, "--output", folder, "--patch_size", 16)[0] == 0
     status, out, _ = script("Patch_extraction_v2", "info", "--output", folder)
     metadata = metadata_of(folder)
-    assert status == 0 and re.search(r"train +5\n +validation +1\n +test +0", out)
+    assert status == 0 and re.search(r"train +5 +83.3%  nodata 0.0%\n +validation +1 .*\n +test +0 ", out) and (folder / "splits.png").read_bytes().startswith(b"\x89PNG")
     for band in metadata["statistics"]:
         assert f"{band['band']} " in out and f"mean {band['mean']:.6g}" in out
     assert f"{metadata['class_pixels']['train']['3']:,}" in out
     assert script("Patch_extraction_v2", "visualize", "--output", folder, "--sample_index", 4)[0] == 0
-    assert (folder / "sample_train_4.png").read_bytes().startswith(b"\x89PNG")
+    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in ("sample_train_4.png", "contact_train.png"))
     for words, text in ((["--sample_index", 5], "holds 5 patches; give 0 to 4"), (["--split", "test"], "holds no patches of test")):
         assert text in error_of(*script("Patch_extraction_v2", "visualize", "--output", folder, *words)[::2])
     (tmp_path / "other").mkdir()
@@ -248,7 +248,7 @@ def stopping(monkeypatch, module, name, after):
 
 @pytest.mark.parametrize("old", [False, True], ids=["fresh", "overwriting"])
 @pytest.mark.parametrize("module, name, after", [
-    (extract, "cut", 0), (extract, "cut", 3), (cutting, "write", 2), (extract, "divide", 0), (extract, "describe", 0), (os, "rename", 0), (os, "rename", 5),
+    (cutting, "cut", 0), (cutting, "cut", 3), (cutting, "write", 2), (places, "divide", 0), (extract, "describe", 0), (extract, "write_tables", 0), (os, "rename", 0), (os, "rename", 5),
     (extract.files, "write_csv", 0), (extract.files, "write_json", 1), (extract, "finish", 0), (os, "rename", 13), (os, "rename", 15),
 ], ids=lambda value: getattr(value, "__name__", str(value)))
 def test_a_run_stopped_anywhere_goes_on_to_the_same_bytes(tmp_path, single, monkeypatch, module, name, after, old):
@@ -277,14 +277,14 @@ def test_resume_takes_over_what_was_cut_and_notices_changed_inputs(tmp_path, sin
     image, label, _, _ = scene_and_label(tmp_path)
     folder = tmp_path / "out"
     with monkeypatch.context() as patch:
-        stopping(patch, extract, "cut", 4)
+        stopping(patch, cutting, "cut", 4)
         single(image, label, folder)
     with monkeypatch.context() as patch:
-        stopping(patch, extract, "cut", 2)  # two of six are left to cut
+        stopping(patch, cutting, "cut", 2)  # two of six are left to cut
         assert single(image, label, folder, "--resume")[0] == 0
     shutil.rmtree(folder)
     with monkeypatch.context() as patch:
-        stopping(patch, extract, "cut", 4)
+        stopping(patch, cutting, "cut", 4)
         single(image, label, folder)
     write_raster(label, np.ones((32, 48), "uint8"))
     os.utime(label, (1, 1))

@@ -8,17 +8,19 @@ from conftest import ROOT
 
 FLOORS = [  # a module imports only from floors above it in this list
     {"errors"},  # beneath all: even the lowest floor must be able to say what is wrong
-    {"tiles", "files", "schedule", "vrt", "coding", "validity"},
+    {"tiles", "files", "schedule", "vrt", "coding", "validity", "parallel"},
+    {"vetting"},
     {"raster", "normalize", "augment", "metrics", "unet", "config", "device", "georef", "pairing", "patchset", "splits", "vector", "optim", "runfolder"},
-    {"data", "models", "checkpoint", "tracking", "plots", "cutting", "labels", "mapfile"},
-    {"network", "encoders", "folds"},  # join what lies beneath: a network and its checkpoint, folds and their plots
+    {"data", "models", "checkpoint", "tracking", "plots", "cutting", "labels", "mapfile", "places", "staging"},
+    {"network", "encoders", "folds", "patchplots", "plan"},  # join what lies beneath: a network and its checkpoint, folds and their plots
     {"predict", "extract"},
     {"losses"},  # a floor of its own: nothing in eoseg/ may reach for it
     {"model_training_v2"},
     {"main_v2", "Predict_large_image_v2", "Patch_extraction_v2"},
 ]
 WITHOUT_TORCH = {"errors", "tiles", "files", "raster", "normalize", "config", "extract", "plots", "Patch_extraction_v2", "schedule", "vrt", "coding",
-                 "georef", "pairing", "patchset", "splits", "vector", "cutting", "labels", "tracking", "mapfile", "augment", "validity"}
+                 "georef", "pairing", "patchset", "splits", "vector", "cutting", "labels", "tracking", "mapfile", "augment", "validity", "patchplots",
+                 "parallel", "vetting", "places", "staging", "plan"}
 MODULES = [*ROOT.glob("*.py"), *ROOT.glob("eoseg/[!_]*.py")]
 OPENERS = re.compile(r"\brasterio\.open\(|\btifffile\.(?:TiffFile|imread|imwrite)\(|\bcv2\.im(?:read|write)\(")
 

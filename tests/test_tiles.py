@@ -174,10 +174,15 @@ def test_strips_hold_their_windows_and_keep_their_bounds(most):
     windows = [Window(row + shift, col, 30, 40) for row in (0, 30, 61) for col, shift in ((0, 0), (40, 0), (90, 1), (900, 0))]
     windows.sort()
     found = strips(windows, most)
-    assert set(found) == set(windows)
-    for window, strip in found.items():
-        assert around(strip, window) == strip
-        assert strip == window or strip.height * strip.width <= most
-        inside = [w for w in windows if found[w] == strip]
+    assert [index for _, members in found for index in members] == list(range(len(windows)))
+    for strip, members in found:
+        inside = [windows[index] for index in members]
+        assert all(around(strip, window) == strip for window in inside)
+        assert len(inside) == 1 or strip.height * strip.width <= most
         assert strip.height * strip.width <= 2 * sum(w.height * w.width for w in inside)
-    assert len(set(found.values())) == 12 if most == 1 else len(set(found.values())) < 12
+    assert len(found) == 12 if most == 1 else len(found) < 12
+
+
+@pytest.mark.parametrize("length, size, stride, wanted", [(10, 5, None, [0, 5]), (11, 5, None, [0, 5, 10]), (3, 5, None, [0]), (10, 5, 2, [0, 2, 4, 6]), (11, 5, 3, [0, 3, 6]), (10, 5, 5, [0, 5])])
+def test_a_regular_grid_covers_the_image_with_no_more_windows_than_it_takes(length, size, stride, wanted):
+    assert [window.row for window in regular_windows(length, 1, size, stride)] == wanted == [window.col for window in regular_windows(1, length, size, stride)]

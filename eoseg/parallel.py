@@ -1,0 +1,62 @@
+"""Work that goes on beside the main thread: a reader that stays ahead, and workers whose results keep their order."""
+
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+
+
+def ahead(items):
+    """Pass `items` on, the next one being made in a thread of its own meanwhile.
+
+    An error of the maker is raised where its item would come. Two items exist at a time: the one in use, and the next.
+    """
+    done, slots, stop = SimpleQueue(), threading.Semaphore(0), threading.Event()
+
+    def make():
+        iterator = iter(items)
+        while not stop.is_set():
+            try:
+                done.put((True, next(iterator)))
+            except StopIteration:
+                return done.put((False, None))
+            except BaseException as error:
+                return done.put((False, error))
+            slots.acquire()
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while True:
+            good, item = done.get()
+            if not good:
+                if item is not None:
+                    raise item
+                return
+            slots.release()
+            yield item
+            del item
+    finally:
+        stop.set()
+        slots.release()
+        thread.join()
+
+
+def in_order(function, items, threads):
+    """Call `function` on each of `items` in threads; the results come in the order of the items.
+
+    The first error is raised where its result would come; calls that have not begun by then never do. At most two
+    items a thread wait.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        calls = deque()
+        try:
+            for item in items:
+                calls.append(pool.submit(function, item))
+                if len(calls) > 2 * threads:
+                    yield calls.popleft().result()
+            while calls:
+                yield calls.popleft().result()
+        finally:
+            for call in calls:
+                call.cancel()

@@ -1,0 +1,147 @@
+"""What an extraction writes before it is complete, so that a run that is killed can be taken up again."""
+
+import dataclasses as dc
+import json
+import os
+from pathlib import Path
+
+from eoseg import files
+from eoseg.errors import SetupError, listing
+from eoseg.splits import SPLITS
+
+STAGING, COMPLETE = ".unfinished", "complete"
+RESULTS = (*SPLITS, "patches.csv", "patches.gpkg", "patch_metadata.json")
+PASSING = ("resume", "overwrite", "verbose", "dry_run", "save_metadata")  # options that leave no trace in the patches
+
+
+def settings_of(options):
+    """The options that decide what the patches are."""
+    return {key: value for key, value in dc.asdict(options).items() if key not in PASSING}
+
+
+def fingerprint(pairs, options):
+    """What decides the patches' bytes: every option, and each input's name, size and time of change."""
+    settings = settings_of(options)
+    for pair in pairs:
+        for path in [*pair.inputs(), *([options.aoi] if options.aoi else [])]:
+            file = Path(path.split("|layername=")[0])
+            stat = file.stat() if file.exists() else None
+            settings[f"{pair.name}:{path}"] = [stat.st_size, stat.st_mtime] if stat else None
+    return json.loads(json.dumps(settings))
+
+
+def refuse_existing(output, options):
+    """Existing patches are never touched without being told."""
+    if output.exists() and not output.is_dir():
+        raise SetupError(f"--output {output}: is a file; name a folder.")
+    there = [name for name in RESULTS if (output / name).exists()]
+    if there and not options.overwrite:
+        raise SetupError(f"--output {output}: holds patches already ({listing(there)}); choose another folder, "
+                         "or give --overwrite to replace them. (--resume goes on with an extraction that was cut off.)")
+
+
+def refuse_changes(staging, settings):
+    """A run goes on only with the very same settings and inputs."""
+    before = files.read_json(staging / "settings.json")
+    differ = sorted(key for key in settings.keys() | before.keys() if settings.get(key) != before.get(key))
+    if differ:
+        raise SetupError(f"--resume: the run that was cut off was begun with other {listing(differ)}; use the same settings, or leave --resume out to start again.")
+
+
+def prepare(staging, settings, goes_on, folders):
+    """Make the staging folder empty, or, when the run goes on, keep what it holds. `folders`: those of the images."""
+    if goes_on:
+        return disassemble(staging, folders)
+    files.remove(staging)
+    for name in (*folders, "labels"):
+        (staging / name).mkdir(parents=True)
+    files.write_json(staging / "settings.json", settings)
+
+
+class Journal:
+    """The cells that are done, and the statistics of their patches; whole after every `add`, whenever the run is killed.
+
+    A line says: [name, row or reason, [place and length of each statistics], what the labels remember].
+    """
+
+    def __init__(self, staging):
+        self.done = {}
+        end, read = 0, 0
+        path = staging / "journal.jsonl"
+        for line in path.read_bytes().splitlines(True) if path.exists() else []:
+            try:
+                name, *rest = json.loads(line)
+            except ValueError:  # the kill came while this line was written
+                break
+            self.done[name] = rest
+            read += len(line)
+            end = max([end, *(start + length for start, length in rest[1])])
+        self.lines, self.statistics = open(path, "ab"), open(staging / "statistics.bin", "a+b")
+        self.lines.truncate(read)
+        self.statistics.truncate(end)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        self.lines.close()
+        self.statistics.close()
+
+    def add(self, name, entry, statistics, memory):
+        """Note a cell that is done: first its statistics, then the line that counts."""
+        spans = []
+        for content in statistics:
+            spans.append([self.statistics.seek(0, os.SEEK_END), len(content)])
+            self.statistics.write(content)
+        self.statistics.flush()
+        self.done[name] = [entry, spans, memory]
+        self.lines.write(json.dumps([name, *self.done[name]]).encode() + b"\n")
+        self.lines.flush()
+
+    def statistics_of(self, name):
+        """The bytes of a patch's statistics, one per image."""
+        found = []
+        for start, length in self.done[name][1]:
+            self.statistics.seek(start)
+            found.append(self.statistics.read(length))
+        return found
+
+
+def assemble(rows, write_tables, staging, folders):
+    """Bring the finished patches into the order in which they are to be found.
+
+    Args:
+        write_tables: called with the staging folder to write what describes the patches.
+    """
+    kinds = (*folders, "labels")
+    files.sync_all(staging / kind / row["patch"] for row in rows for kind in kinds)
+    for kind in kinds:
+        for split in SPLITS:  # also an empty one has its folders
+            (staging / split / kind).mkdir(parents=True, exist_ok=True)
+        for row in rows:
+            os.rename(staging / kind / row["patch"], staging / row["split"] / kind / row["patch"])
+    write_tables(staging)
+    files.write_text(staging / COMPLETE, "")
+
+
+def disassemble(staging, folders):
+    """Undo what a killed `assemble` had begun."""
+    for split in SPLITS:
+        for kind in (*folders, "labels"):
+            for path in (staging / split / kind).glob("*.tif"):
+                os.rename(path, staging / kind / path.name)
+
+
+def finish(staging, output):
+    """Move what is complete to its place, the metadata last; a killed run is finished by calling this again.
+
+    Returns:
+        the metadata.
+    """
+    for name in RESULTS:
+        if (staging / name).exists():
+            files.remove(output / name)
+            os.rename(staging / name, output / name)
+    files.sync_folder(output)
+    files.remove(staging)
+    return files.read_json(output / "patch_metadata.json")
