@@ -3,20 +3,15 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
-from scipy.ndimage import distance_transform_edt
 
 from eoseg import raster, validity
 from eoseg.coding import IGNORE
 from eoseg.errors import ReadError
 from eoseg.normalize import BandStatistics
-from eoseg.parallel import ahead, in_order
+from eoseg.parallel import ahead, give_back_memory, in_order
 from eoseg.tiles import Window
 from eoseg.vector import Cell
-
-CUBIC = {"nearest": cv2.INTER_NEAREST, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "lanczos": cv2.INTER_LANCZOS4}
-
 
 class Source(NamedTuple):
     """One image of a place; several sensors or dates of it share the grid of the first. Patches go into `folder`."""
@@ -75,6 +70,7 @@ def read_jobs(sources, labels, cells):
 def read_strips(sources, labels, parts):
     """Strips of several windows: (strip, indices of its windows, what each source holds there, classes of each window)."""
     for strip, members in sources[0].scene.strips(parts):
+        give_back_memory()  # the threads' arrays would pile up otherwise: 20 MB and more
         raws = [attempt(source.scene.raw, strip) for source in sources]
         marks = [(attempt(labels.read, parts[index]), labels.memory()) for index in members]
         if len(members) == 1 or not any(isinstance(raw, ReadError) for raw in raws):
@@ -191,12 +187,16 @@ def resampled(piece, size, interpolation):
     missing, valid = nearest(piece.missing, size), nearest(piece.valid, size)
     if interpolation == "nearest":
         return Piece(nearest(piece.pixels, size), missing, valid, piece.fill)
+    import cv2  # these two weigh 50 MB, which only --resample needs
+    from scipy.ndimage import distance_transform_edt
+
+    way = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "lanczos": cv2.INTER_LANCZOS4}[interpolation]
     dtype = piece.pixels.dtype
     scaled = np.empty((len(piece.pixels), size, size), dtype)
     for band, (values, holes) in enumerate(zip(piece.pixels, piece.missing | ~piece.valid)):
         near_hole = distance_transform_edt(holes, return_distances=False, return_indices=True)  # no nodata value may bleed into its neighbours
         smooth = np.where(holes.all(), 0, values[tuple(near_hole)]).astype(np.float64)
-        smooth = cv2.resize(smooth, (size, size), interpolation=CUBIC[interpolation])
+        smooth = cv2.resize(smooth, (size, size), interpolation=way)
         if dtype.kind in "iu":
             smooth = np.clip(np.rint(smooth), np.iinfo(dtype).min, np.iinfo(dtype).max)
         scaled[band] = np.where(nearest(holes, size), piece.fill, smooth.astype(dtype))

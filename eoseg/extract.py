@@ -6,6 +6,7 @@ the splits, counted, and moved to their places: a run that fails or is killed le
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from eoseg import files, places, vector
 from eoseg.coding import Coding, names_of, parse_map
@@ -13,6 +14,7 @@ from eoseg.cutting import cut_cells
 from eoseg.errors import DataError, ReadError, SetupError, listing
 from eoseg.labels import open_area, open_labels, outside_of
 from eoseg.normalize import BandStatistics
+from eoseg.parallel import give_back_memory
 from eoseg.plan import bare, opened, plan_all
 from eoseg.splits import SPLITS
 from eoseg.staging import COMPLETE, STAGING, Journal, assemble, fingerprint, finish, prepare, refuse_changes, refuse_existing, settings_of
@@ -59,7 +61,8 @@ def extract(pairs, options, output, say=print, bar=no_bar):
         plans, failed = plan_all(pairs, coding, options, say)
         prepare(staging, settings, goes_on, folders)
         try:
-            build(plans, failed, coding, options, staging, say, bar)
+            with Journal(staging, folders) as journal:
+                build(plans, failed, Run(coding, options, staging, journal, say, bar))
         except SetupError:
             files.remove(staging)
             raise
@@ -74,27 +77,39 @@ def rehearse(pairs, coding, options, say, bar):
     say(f"{sum(len(plan.cells) for plan in plans.values()):,} patches of {options.patch_size} pixels would be cut; nothing was written (--dry_run)")
 
 
-def build(plans, failed, coding, options, staging, say, bar):
+class Run(NamedTuple):
+    """What all scenes of an extraction share."""
+
+    coding: Coding
+    options: object
+    staging: Path
+    journal: Journal
+    say: object
+    bar: object
+
+
+def build(plans, failed, run):
     """Cut, divide, count and arrange everything in the staging folder."""
-    with Journal(staging) as journal:
-        rows, skipped = cut_pairs(plans, failed, coding, options, staging, journal, say, bar)
-        if not rows:
-            raise SetupError(f"--output {staging.parent}: no patch could be cut ({reasons(skipped, failed)}); nothing was written.")
-        rows, parted, touching = places.divide(rows, plans, options)
-        for reason, some in parted.items():
-            skipped[reason] = [f"{row['pair']}/{row['id']}" if row["pair"] else row["id"] for row in some]
-        rows = sorted(rows, key=lambda row: natural(row["patch"]))
-        require_both(rows, options)
-        sources = next(iter(plans.values())).sources
-        metadata = describe(rows, sources, options, coding, skipped, failed, journal)
-        metadata["touching"] = touching
-        assemble(rows, lambda folder: write_tables(rows, plans, metadata, folder), staging, list(sources))
+    with files.syncing() as run.journal.sync:
+        rows, skipped = cut_pairs(plans, failed, run)
+    give_back_memory()
+    if not rows:
+        raise SetupError(f"--output {run.staging.parent}: no patch could be cut ({reasons(skipped, failed)}); nothing was written.")
+    rows, parted, touching = places.divide(rows, plans, run.options)
+    for reason, some in parted.items():
+        skipped[reason] = [f"{row['pair']}/{row['id']}" if row["pair"] else row["id"] for row in some]
+    rows = sorted(rows, key=lambda row: natural(row["patch"]))
+    require_both(rows, run.options)
+    sources = next(iter(plans.values())).sources
+    metadata = {**describe(rows, sources, run), "touching": touching, "failed": failed,
+                "skipped": {reason: {"count": len(ids), "cells": ids} for reason, ids in sorted(skipped.items())}}
+    assemble(rows, lambda folder: write_tables(rows, plans, metadata, folder), run.staging, list(sources))
 
 
 # ---------------------------------------------------------------- cutting
 
 
-def cut_pairs(plans, failed, coding, options, staging, journal, say, bar):
+def cut_pairs(plans, failed, run):
     """Cut every pair; with several, one that proves unusable is added to `failed` and the others go on.
 
     Returns:
@@ -103,7 +118,7 @@ def cut_pairs(plans, failed, coding, options, staging, journal, say, bar):
     rows, skipped = [], {}
     for name, plan in plans.items():
         try:
-            mine, left_out = cut_pair(plan, coding, options, staging, journal, failed, say, bar)
+            mine, left_out = cut_pair(plan, failed, run)
         except DataError as error:
             if len(plans) + len(failed) == 1:
                 raise
@@ -115,34 +130,36 @@ def cut_pairs(plans, failed, coding, options, staging, journal, say, bar):
     return rows, skipped
 
 
-def cut_pair(plan, coding, options, staging, journal, failed, say, bar):
+def cut_pair(plan, failed, run):
     """Cut the cells of one scene that no earlier run has cut.
 
     Returns:
         one row (a dict, as in patches.csv) per patch that is kept; dict reason -> ids left out. Cells that could not be
         read are added to `failed`.
     """
-    pair, left_out, entries = plan.pair, {reason: list(ids) for reason, ids in plan.left_out.items()}, {}
-    with opened(pair, options, quiet) as sources:
-        labels = open_labels(pair.label, sources[0].scene, coding, options, quiet, open_area(sources[0].scene, options, quiet))
+    pair, entries = plan.pair, {}
+    with opened(pair, run.options, quiet) as sources:
+        scene = sources[0].scene
+        labels = open_labels(pair.label, scene, run.coding, run.options, quiet, open_area(scene, run.options, quiet))
         try:
             todo = []
             for cell in plan.cells:
-                entries[cell.id], _, memory = journal.done.get(pair.patch_name(cell), (None, None, None))
+                entries[cell.id], memory = run.journal.known(pair.patch_name(cell))
                 labels.recall(memory)
                 todo += [cell] if entries[cell.id] is None else []
-            for outcome in bar(cut_cells(pair, sources, labels, todo, options, staging), desc=pair.name or "cutting", total=len(todo), unit="patch"):
-                entries[outcome.cell.id] = outcome.entry
+            for outcome in run.bar(cut_cells(pair, sources, labels, todo, run.options, run.staging), desc=pair.name or "cutting", total=len(todo), unit="patch"):
+                name, entries[outcome.cell.id] = pair.patch_name(outcome.cell), outcome.entry
                 if isinstance(outcome.entry, ReadError):
-                    failed[pair.patch_name(outcome.cell)] = bare(str(outcome.entry), pair)
-                else:
-                    journal.add(pair.patch_name(outcome.cell), outcome.entry, outcome.statistics, outcome.memory)
+                    failed[name] = bare(str(outcome.entry), pair)
+                    continue
+                run.journal.add(name, outcome.entry, outcome.statistics, outcome.memory)
         finally:
             labels.close()
+    left_out = {reason: list(ids) for reason, ids in plan.left_out.items()}
     for cell in plan.cells:
         if isinstance(entries[cell.id], str):
             left_out.setdefault(entries[cell.id], []).append(cell.id)
-    look_back(plan, entries, say)
+    look_back(plan, entries, run.say)
     return [{**entry, "pair": pair.name} for entry in entries.values() if isinstance(entry, dict)], left_out
 
 
@@ -171,12 +188,13 @@ def natural(text):
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
 
 
-def describe(rows, sources, options, coding, skipped, failed, journal):
+def describe(rows, sources, run):
     """The metadata: what was asked, what came of it, and the statistics of the training patches."""
+    options, mapping = run.options, run.coding.mapping
     statistics = [BandStatistics(len(bands["names"])) for bands in sources.values()]
     for row in rows:
         if row["split"] == "train":
-            for total, content in zip(statistics, journal.statistics_of(row["patch"])):
+            for total, content in zip(statistics, run.journal.statistics_of(row["patch"])):
                 total.merge(BandStatistics.from_bytes(content))
     images = {
         folder: {"bands": bands, "statistics": [{"band": name, **values} for name, values in zip(bands["names"], total.result())]}
@@ -188,12 +206,10 @@ def describe(rows, sources, options, coding, skipped, failed, journal):
         "patches": {split: sum(row["split"] == split for row in rows) for split in SPLITS},
         **next(iter(images.values())),
         **({} if list(images) == ["images"] else {"modalities": images}),
-        "class_names": names_of(coding.mapping),
-        "label_map": coding.mapping,
+        "class_names": names_of(mapping),
+        "label_map": mapping,
         "label_outside": outside_of(options) if vector_labels else None,
         "class_pixels": {split: count(split) for split in SPLITS},
-        "skipped": {reason: {"count": len(ids), "cells": ids} for reason, ids in sorted(skipped.items())},
-        "failed": failed,
         "settings": settings_of(options),
     }
 

@@ -62,10 +62,17 @@ def sync(path):
         os.fsync(f.fileno())
 
 
-def sync_all(paths):
-    """`sync` many files, several at a time: each alone would wait for the disk."""
+@contextlib.contextmanager
+def syncing():
+    """Give a function that begins to `sync` a file in the background, several at a time; the end of the block waits for all.
+
+    An error of any of them is raised there.
+    """
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(sync, paths))
+        calls = []
+        yield lambda path: calls.append(pool.submit(sync, path))
+        for call in calls:
+            call.result()
 
 
 def sync_folder(folder):

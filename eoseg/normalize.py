@@ -28,8 +28,9 @@ class BandStatistics:
         """The statistics of one patch: `pixels` (B, H, W) of any real type where `good` (B, H, W) is True."""
         found = cls(len(pixels))
         found.small = pixels.dtype.kind in "iu" and pixels.dtype.itemsize <= 2
+        whole = good.all()
         for band, (values, mask) in enumerate(zip(pixels, good)):
-            values = values[mask]
+            values = values.ravel() if whole else values[mask]
             if len(values):
                 found._count(band, values)
         return found
@@ -55,8 +56,7 @@ class BandStatistics:
     def _count(self, band, values):
         """The statistics of a band's good pixels."""
         self.count[band], self.low[band], self.high[band] = len(values), values.min(), values.max()
-        numbers = values.astype(np.int32) if self.small else sort_key(values)
-        keys, times = counted(numbers)
+        keys, times = counted(values if values.dtype.kind == "u" and self.small else values.astype(np.int32) if self.small else sort_key(values))
         self.histograms[band] = [(keys.astype(np.int32), times)]
         if self.small:
             self.mean[band] = mean = (keys * times).sum() / len(values)
@@ -127,12 +127,12 @@ class BandStatistics:
 
 def counted(numbers, times=None):
     """The different whole numbers in order, and how often each occurs (each weighs its `times`)."""
-    least, most = int(numbers.min()), int(numbers.max())
-    if times is None and most - least > 2 * len(numbers):  # sorting is quicker than so long a table
+    least, most = numbers.min(), numbers.max()
+    if times is None and int(most) - int(least) > 2 * len(numbers):  # sorting is quicker than so long a table
         return np.unique(numbers, return_counts=True)
     total = np.bincount(numbers - least, times)  # sums of float64 weights are exact up to 2^53
     keys = np.flatnonzero(total)
-    return keys + least, total[keys].astype(np.int64)
+    return keys + int(least), total[keys].astype(np.int64)
 
 
 def sort_key(values):

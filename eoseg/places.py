@@ -3,8 +3,6 @@
 import numpy as np
 import pyproj
 import shapely
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from eoseg.errors import SetupError
 from eoseg.splits import SPLITS, by_draw
@@ -65,6 +63,9 @@ def drawn(rows, units, ground, options):
 
 def components(count, pairs):
     """Number the groups that `pairs` of 0 .. count - 1 join: (count,) int."""
+    from scipy.sparse import coo_array  # not before the pixels are done with: 10 MB
+    from scipy.sparse.csgraph import connected_components
+
     one, other = np.array(pairs, int).reshape(-1, 2).T
     return connected_components(coo_array((np.ones(len(one)), (one, other)), shape=(count, count)), directed=False)[1]
 

@@ -8,7 +8,7 @@ import os
 import warnings
 from typing import NamedTuple
 
-os.environ.setdefault("GDAL_CACHEMAX", "64")  # MB; GDAL's 5 % of memory grows with the machine, not with the job
+os.environ.setdefault("GDAL_CACHEMAX", "48")  # MB; GDAL's 5 % of memory grows with the machine, not with the job
 os.environ.setdefault("GDAL_VRT_ENABLE_PYTHON", "NO")
 
 import numpy as np
@@ -30,8 +30,8 @@ from eoseg.vetting import check_file, check_header
 from eoseg.vrt import vrt_of
 
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # said in our own words where it matters
-STRIP = 2**26  # bytes of pixels that are read at once where the file's blocks allow it
-BLOCK_ROW = 2**25  # bytes of a row of blocks that GDAL's cache holds for certain
+STRIP = 2**24  # bytes of pixels that are read at once, where what was decoded for them stays in GDAL's cache
+BLOCK_ROW = 2**25  # bytes that GDAL's cache holds for certain
 THREADS = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 GDAL_NODATA = 42113  # TIFF tag
 
@@ -95,7 +95,7 @@ class Scene:
     """
 
     def __init__(self, path, bands=None, nodata=None, require_all_bands=False, like=None, resampling="bilinear"):
-        self.path, self.file, self.require_all_bands = path, open_raster(path, THREADS), require_all_bands
+        self.path, self.file, self.require_all_bands = path, open_raster(path, THREADS // 2), require_all_bands
         names = band_names(self.file)
         colour = [number for number in self.file.indexes if not is_alpha(self.file, number)]
         self.bands = choose_bands(names, bands, path) if bands else colour or [1]
@@ -142,7 +142,8 @@ class Scene:
     def strips(self, windows):
         """`windows`, in reading order, in groups that are best read at once: [(strip, [index, ...])]."""
         striped = self.file.block_shapes[0][1] >= self.width
-        return strips(windows, (4 if striped else 1) * STRIP // self.pixel_bytes)
+        lost = striped and max((window.height for window in windows), default=0) * self.width * self.pixel_bytes > BLOCK_ROW  # decoded anew for each part of a row
+        return strips(windows, (16 if lost else 1) * STRIP // self.pixel_bytes)
 
     @property
     def pixel_bytes(self):

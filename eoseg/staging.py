@@ -61,11 +61,16 @@ def prepare(staging, settings, goes_on, folders):
 class Journal:
     """The cells that are done, and the statistics of their patches; whole after every `add`, whenever the run is killed.
 
-    A line says: [name, row or reason, [place and length of each statistics], what the labels remember].
+    A line says: [name, row or reason, [place and length of each statistics], what the labels remember, [size of each file]].
+
+    Args:
+        folders: those of the images. sync, an attribute, begins to bring a file to the disk (`files.syncing`).
     """
 
-    def __init__(self, staging):
-        self.done = {}
+    sync = staticmethod(files.sync)
+
+    def __init__(self, staging, folders):
+        self.done, self.staging, self.folders = {}, staging, (*folders, "labels")
         end, read = 0, 0
         path = staging / "journal.jsonl"
         for line in path.read_bytes().splitlines(True) if path.exists() else []:
@@ -87,16 +92,31 @@ class Journal:
         self.lines.close()
         self.statistics.close()
 
+    def known(self, name):
+        """What an earlier run noted of a cell: (row or reason, what the labels remember); (None, None) where it must be cut (again)."""
+        entry, _, memory, sizes = self.done.get(name, (None, None, None, None))
+        paths = self._paths(name, entry)
+        if entry is None or [path.stat().st_size if path.exists() else None for path in paths] != sizes:  # a power cut may have lost them
+            return None, None
+        for path in paths:
+            self.sync(path)
+        return entry, memory
+
+    def _paths(self, name, entry):
+        return [self.staging / folder / name for folder in self.folders] if isinstance(entry, dict) else []
+
     def add(self, name, entry, statistics, memory):
         """Note a cell that is done: first its statistics, then the line that counts."""
-        spans = []
+        spans, paths = [], self._paths(name, entry)
         for content in statistics:
             spans.append([self.statistics.seek(0, os.SEEK_END), len(content)])
             self.statistics.write(content)
         self.statistics.flush()
-        self.done[name] = [entry, spans, memory]
+        self.done[name] = [entry, spans, memory, [path.stat().st_size for path in paths]]
         self.lines.write(json.dumps([name, *self.done[name]]).encode() + b"\n")
         self.lines.flush()
+        for path in paths:
+            self.sync(path)
 
     def statistics_of(self, name):
         """The bytes of a patch's statistics, one per image."""
@@ -114,7 +134,6 @@ def assemble(rows, write_tables, staging, folders):
         write_tables: called with the staging folder to write what describes the patches.
     """
     kinds = (*folders, "labels")
-    files.sync_all(staging / kind / row["patch"] for row in rows for kind in kinds)
     for kind in kinds:
         for split in SPLITS:  # also an empty one has its folders
             (staging / split / kind).mkdir(parents=True, exist_ok=True)

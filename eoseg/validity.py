@@ -36,12 +36,15 @@ def missing_and_valid(pixels, nodata, require_all_bands=False):
     Returns:
         missing (B, H, W) bool, valid (H, W) bool.
     """
-    missing = np.zeros(pixels.shape, bool)
-    for band, value in enumerate(nodata):
-        found = equals_nodata(pixels[band], value)
-        if found is not None:
-            missing[band] = found
-    valid = ~(missing.any(0) if require_all_bands else missing.all(0))
+    if len(set(nodata)) == 1:
+        found = equals_nodata(pixels, nodata[0])
+        missing = np.zeros(pixels.shape, bool) if found is None else found
+    else:
+        missing = np.stack([np.zeros(band.shape, bool) if found is None else found for band, found in zip(pixels, map(equals_nodata, pixels, nodata))])
+    if missing.any():
+        valid = ~(missing.any(0) if require_all_bands else missing.all(0))
+    else:  # the usual case, and much the quicker
+        valid = np.ones(pixels.shape[1:], bool)
     if pixels.dtype.kind == "f":
         broken = ~np.isfinite(pixels)
         missing |= broken
