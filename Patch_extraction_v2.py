@@ -102,7 +102,9 @@ def print_result(metadata, options, folder):
     patches, strategy = metadata["patches"], options.split_strategy
     print("patches  " + ", ".join(f"{split} {count}" for split, count in patches.items()) + f"  -> {folder}")
     if not patches["validation"]:
-        print("note: validation is empty, and training needs it; give a larger --val_ratio or more cells")
+        chained = strategy == "random" and metadata["places"] == 1 < sum(patches.values())
+        remedy = "all patches overlap one another in one chain; --split_strategy block parts them" if chained else "give a larger --val_ratio or more cells"
+        print(f"note: validation is empty, and training needs it; {remedy}")
     evaluated = patches["validation"] + patches["test"]
     if metadata["touching"]:
         remedy = "--buffer 1 leaves such training patches out" if strategy != "random" else "--split_strategy block keeps neighbours together, --buffer 1 leaves such training patches out"

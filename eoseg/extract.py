@@ -101,7 +101,7 @@ def build(plans, failed, run):
     rows = sorted(rows, key=lambda row: natural(row["patch"]))
     require_both(rows, run.options)
     sources = next(iter(plans.values())).sources
-    metadata = {**describe(rows, sources, run), "touching": touching, "failed": failed,
+    metadata = {**describe(rows, sources, run), "places": len({row["place"] for row in rows}), "touching": touching, "failed": failed,
                 "skipped": {reason: {"count": len(ids), "cells": ids} for reason, ids in sorted(skipped.items())}}
     assemble(rows, lambda folder: write_tables(rows, plans, metadata, folder), run.staging, list(sources))
 
@@ -232,6 +232,6 @@ def write_tables(rows, plans, metadata, folder):
     files.write_csv(folder / "patches.csv", table)
     ground = places.Ground(rows, plans)
     columns = "patch", "id", "scene", "split", "nodata_share", "labelled_pixels", *(f"class_{c}" for c in names)
-    frame = vector.frame_of({key: [row[key] for row in table] for key in columns}, ground.outlines(0 * ground.slack), ground.crs)
+    frame = vector.frame_of({key: [row[key] for row in table] for key in columns}, ground.outlines(), ground.crs)
     vector.write_layer(frame, folder / "patches.gpkg")
     files.write_json(folder / "patch_metadata.json", metadata)

@@ -29,7 +29,7 @@ def divide(rows, plans, options):
         split = drawn(rows, units, ground, options)
         rows = [{**row, "split": SPLITS[index]} for row, index in zip(rows, split)]
     kept, left_out = ground.apart(rows, options.buffer)
-    reason = f"within {options.buffer} cells of another split (--buffer)" if options.buffer else "overlaps another split"
+    reason = f"less than {options.buffer} patches from another split (--buffer)" if options.buffer else "overlaps another split"
     return [rows[i] for i in kept], {reason: [rows[i] for i in left_out]} if len(left_out) else {}, ground.touching(rows, kept)
 
 
@@ -71,66 +71,69 @@ def components(count, pairs):
 
 
 class Ground:
-    """The outlines of patches in frames that they share: a CRS, or degrees where scenes have several.
+    """The outlines of patches in a frame that they share: their CRS, or degrees where scenes have several.
 
-    Scenes without a place on Earth have frames of their own: nobody knows what they share.
+    Scenes without a place on Earth are kept apart: nobody knows what ground they share.
     """
 
     def __init__(self, rows, plans):
         codes = {plans[row["pair"]].crs_text for row in rows} - {""}
         self.plans, self.mixed = plans, len(codes) > 1
         self.crs = "EPSG:4326" if self.mixed else next(iter(codes), None)
-        self.pair = np.array([row["pair"] for row in rows])
+        self.members = {}
+        for index, row in enumerate(rows):
+            self.members.setdefault(row["pair"], []).append(index)
         self.window = np.array([[row[key] for key in ("row", "col", "height", "width")] for row in rows], float).reshape(-1, 4)
         exact = np.array([max(abs(row["shift_rows"]), abs(row["shift_cols"]), abs(row["rotation"])) < 1e-3 for row in rows], bool)
         self.slack = np.where(exact, 1e-3, np.minimum(LOST, self.window[:, 2:].min(1, initial=np.inf) / 4))
-        frames = {}
-        self.frame = np.array([frames.setdefault(self._frame_of(name), len(frames)) for name in self.pair.tolist()], int)
-        self.centres = shapely.get_coordinates(shapely.centroid(self.outlines(0 * self.slack)))
+        systems = {}
+        self.system = np.empty(len(rows), int)  # the CRS of each row, as a number
+        for name, here in self.members.items():
+            plan = plans[name]
+            self.system[here] = systems.setdefault(plan.crs_text or (f"scene {name}" if plan.transform.is_identity else ""), len(systems))
+        self.centres = np.empty((len(rows), 2))  # each in the CRS of its own scene, whatever the others have
+        for name, here in self.members.items():
+            middle = self.window[here][:, 1::-1] + self.window[here][:, :1:-1] / 2
+            self.centres[here] = np.stack(plans[name].transform * tuple(middle.T), 1)
 
-    def _frame_of(self, name):
-        plan = self.plans[name]
-        if plan.crs_text:
-            return "degrees" if self.mixed else plan.crs_text
-        return f"scene {name}" if plan.transform.is_identity else "no CRS"
+    def outlines(self, grown=0, parted=False):
+        """Polygons of the patches, each side moved outwards by `grown` (N,) pixels of its scene.
 
-    def outlines(self, grown):
-        """Polygons of the patches, each side moved outwards by `grown` (N,) pixels of its scene."""
-        found = np.empty(len(self.pair), object)
+        Args:
+            parted: scenes that share no frame are moved far from each other.
+        """
+        found = np.empty(len(self.window), object)
         top, left, height, width = self.window.T
         boxes = shapely.box(left - grown, top - grown, left + width + grown, top + height + grown)
-        for name in dict.fromkeys(self.pair.tolist()):
-            here = self.pair == name
-            found[here] = self.placed(boxes[here], self.plans[name])
+        for name, here in self.members.items():
+            plan = self.plans[name]
+            shapes = self.placed(boxes[here], plan, plan.crs_text and self.mixed)
+            if parted and not (plan.crs_text and self.mixed):
+                shapes = shapely.transform(shapes, lambda xy, away=1e9 * self.system[here[0]]: xy + (away, 0))
+            found[here] = shapes
         return found
 
-    def placed(self, shapes, plan):
-        """Shapes in pixels of a scene, in its frame."""
+    def placed(self, shapes, plan, degrees=False):
+        """Shapes in pixels of a scene, in its CRS or in degrees."""
         t = plan.transform
         shapes = shapely.transform(shapes, lambda xy: xy @ np.array([[t.a, t.d], [t.b, t.e]]) + (t.c, t.f))
-        if not self.mixed or not plan.crs_text:
+        if not degrees:
             return shapes
         way = pyproj.Transformer.from_crs(plan.crs_text, 4326, always_xy=True)
         return shapely.transform(shapes, lambda xy: np.stack(way.transform(*xy.T), 1))
 
     def overlaps(self):
         """Pairs (i, j) that join all patches which share more ground than snapping explains."""
-        _, first, same = np.unique(np.column_stack([self.frame, self.centres.round(6), self.window[:, 2:]]), axis=0, return_index=True, return_inverse=True)
-        pairs = [np.stack([first[same.ravel()], np.arange(len(same))], 1)]  # dates of one place: no need to compare each with each
-        shapes = self.outlines(-self.slack)[first]
-        for frame in np.unique(self.frame):
-            here = np.flatnonzero(self.frame[first] == frame)
-            pairs.append(first[here[shapely.STRtree(shapes[here]).query(shapes[here], predicate="intersects").T]])
-        return np.concatenate(pairs)
+        _, first, same = np.unique(np.column_stack([self.system, self.centres.round(6), self.window[:, 2:]]), axis=0, return_index=True, return_inverse=True)
+        shapes = self.outlines(-self.slack, parted=True)[first]
+        pairs = shapely.STRtree(shapes).query(shapes, predicate="intersects").T
+        return np.concatenate([first[pairs], np.stack([first[same.ravel()], np.arange(len(same))], 1)])  # dates of one place: no need to compare each with each
 
     def near(self, mine, theirs, grown, own):
         """Which of the patches `mine` (indices) meet one of `theirs`, these grown by `grown` and those by `own` (N,) pixels: (len(mine),) bool."""
         found = np.zeros(len(mine), bool)
-        wide, narrow = self.outlines(grown), self.outlines(own)
-        for frame in np.unique(self.frame[theirs]):
-            here = np.flatnonzero(self.frame[mine] == frame)
-            tree = shapely.STRtree(wide[theirs[self.frame[theirs] == frame]])
-            found[here[tree.query(narrow[mine[here]], predicate="intersects")[0]]] = True
+        tree = shapely.STRtree(self.outlines(grown, parted=True)[theirs])
+        found[tree.query(self.outlines(own, parted=True)[mine], predicate="intersects")[0]] = True
         return found
 
     def apart(self, rows, buffer):
@@ -151,38 +154,36 @@ class Ground:
         return int(self.near(kept[split != "train"], kept[split == "train"], self.slack, self.slack).sum())
 
     def blocks(self, size):
-        """The block each patch's centre lies in, as numbers; the lattice begins at the grid of the first scene in its frame.
+        """The block each patch's centre lies in, as numbers; the lattice begins at the grid of the first scene of its CRS.
 
         Args:
             size: (number, "cells" or "m").
         """
-        found = np.empty((len(self.pair), 3), int)
-        for frame in np.unique(self.frame):
-            here = self.frame == frame
-            plan = self.plans[self.pair[here][0]]
-            x, y, width, height = self._lattice(plan, *size)
-            found[here] = np.column_stack([self.frame[here], np.floor((self.centres[here] - (x, y)) / (width, height) + 1e-6)])
-        return np.unique(found, axis=0, return_inverse=True)[1].ravel()
+        corner = {}
+        for name, here in self.members.items():
+            corner.setdefault(self.system[here[0]], self._lattice(self.plans[name], *size))
+        x, y, width, height = np.array([corner[system] for system in self.system]).T
+        steps = np.floor((self.centres - np.stack([x, y], 1)) / np.stack([width, height], 1) + 1e-6)
+        return np.unique(np.column_stack([self.system, steps]), axis=0, return_inverse=True)[1].ravel()
 
     def _lattice(self, plan, number, unit):
-        """Corner and size of the first block, in units of the frame."""
+        """Corner and size (x, y, width, height) of the first block, in units of the CRS; a negative height leads down."""
         windows = np.array([cell.window for cell in plan.found], float)
         top, left = windows[:, :2].min(0)
         height, width = np.median(windows[:, 2:], 0)
-        cell = self.placed(shapely.box(left, top, left + width, top + height), plan)
-        west, south, east, north = cell.bounds
-        down = plan.transform.e < 0
+        west, south, east, north = self.placed(shapely.box(left, top, left + width, top + height), plan).bounds
         if unit == "cells":
             width, height = number * (east - west), number * (north - south)
         else:
-            width, height = number * self._metre(plan, (south + north) / 2)
-        return west, north if down else south, width, -height if down else height
+            width, height = number * metre_of(plan.crs_text, (south + north) / 2)
+        return (west, north, width, -height) if plan.transform.e < 0 else (west, south, width, height)
 
-    def _metre(self, plan, latitude):
-        """A metre in units of the frame, along x and y."""
-        if not plan.crs_text:
-            return np.ones(2)
-        crs = pyproj.CRS(plan.crs_text)
-        if crs.is_projected and not self.mixed:
-            return np.ones(2) / crs.axis_info[0].unit_conversion_factor
-        return np.array([1 / np.cos(np.radians(latitude)), 1]) / 111_320
+
+def metre_of(crs_text, latitude):
+    """A metre along x and y in units of a CRS; of an unknown one ("") the unit itself."""
+    if not crs_text:
+        return np.ones(2)
+    crs = pyproj.CRS(crs_text)
+    if crs.is_projected:
+        return np.ones(2) / crs.axis_info[0].unit_conversion_factor
+    return np.array([1 / np.cos(np.radians(latitude)), 1]) / 111_320

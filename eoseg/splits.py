@@ -74,11 +74,11 @@ def best_draw(sizes, counts, ratios, before, rng):
 
 def imbalance(drawn, sizes, counts, ratios, before):
     """How far each division (D, U) is from `ratios`: the worst deviation of a split's share of the patches, plus that of
-    its share of any class, plus that of any class's share of it. A split that stays empty and need not costs 1 more."""
+    its share of any class, plus that of any class's share of it. A split that stays empty although half a unit or more is its share costs 1 more."""
     patches, pixels = before[0] + sums(drawn, sizes), before[1] + sums(drawn, counts)
     ratios = np.asarray(ratios, float)[:, None]
     total = patches.sum(1, keepdims=True)
-    worst = abs(patches / total - ratios.T).max(1) + ((patches == 0) & (ratios.T * total >= 0.5)).sum(1)
+    worst = abs(patches / total - ratios.T).max(1) + ((patches == 0) & (ratios.T * total >= sizes.mean() / 2)).sum(1)
     pixels = pixels[:, :, pixels.sum((0, 1)) > 0]
     if pixels.size:
         whole = pixels.sum(1, keepdims=True)

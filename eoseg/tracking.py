@@ -8,16 +8,19 @@ from tqdm import tqdm
 
 def bar(items, desc="", total=None, unit="it"):
     """A progress bar on stderr; where that is no terminal, one line a minute."""
-    return tqdm(items, desc, total, leave=False, unit=unit) if sys.stderr.isatty() else lines(items, desc, total)
+    return tqdm(items, desc, total, leave=False, unit=unit) if sys.stderr.isatty() else lines(items, desc, total, unit)
 
 
-def lines(items, desc, total, pause=60):
-    """Pass `items` on, and say after each `pause` seconds how many are done."""
-    total, said = len(items) if total is None else total, time.monotonic()
+def lines(items, desc, total, unit="it", pause=60):
+    """Pass `items` on, and say after each `pause` seconds how many are done, how fast, and how long the rest will take."""
+    total, begun = len(items) if total is None else total, time.monotonic()
+    said = begun
     for done, item in enumerate(items):
-        if time.monotonic() - said >= pause:
-            said = time.monotonic()
-            print(f"{desc}: {done} of {total}", file=sys.stderr, flush=True)
+        now = time.monotonic()
+        if now - said >= pause:
+            said, rate = now, done / (now - begun)
+            left = tqdm.format_interval((total - done) / rate) if rate else "?"
+            print(f"{desc}: {done} of {total}, {rate:.1f} {unit}/s, {left} left", file=sys.stderr, flush=True)
         yield item
 
 
