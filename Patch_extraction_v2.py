@@ -13,6 +13,7 @@ OUTPUT/train|validation|test/images|labels; patches.csv, patches.gpkg and patch_
 """
 
 import sys
+from pathlib import Path
 
 from eoseg import config, errors
 from eoseg.splits import SPLITS
@@ -162,7 +163,10 @@ def info(args):
     print_classes(metadata)
     for reason, left_out in metadata["skipped"].items():
         print(f"left out {left_out['count']}: {reason}")
-    print(f"wrote {draw_split_map(args.output)}")
+    if (Path(args.output) / "patches.gpkg").exists():
+        print(f"wrote {draw_split_map(args.output)}")
+    else:
+        print("note: no map of the splits, as there is no patches.gpkg; extractions of an older version lack it")
 
 
 def visualize(args):

@@ -60,7 +60,7 @@ class RasterLabels:
         """Could a pixel of the window be labelled, as far as the header tells?"""
         if self.view is self.src:
             return True
-        (left, right), (bottom, top) = (sorted(side) for side in zip(*(self.scene.transform * corner for corner in corners_of(window))))
+        (left, *_, right), (bottom, *_, top) = (sorted(side) for side in zip(*(self.scene.transform * corner for corner in corners_of(window))))
         west, south, east, north = self.bounds
         return left < east and right > west and bottom < north and top > south
 

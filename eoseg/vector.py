@@ -1,5 +1,6 @@
 """Grids and label polygons: the only room that opens vector files."""
 
+import warnings
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from eoseg import files
 from eoseg.errors import DataError, SetupError, listing
 from eoseg.tiles import Window, snap
 
+warnings.filterwarnings("ignore", message="'crs' was not provided")  # geopandas, of layers that have none
 SUFFIXES = {".shp", ".gpkg", ".geojson", ".json", ".fgb", ".gml", ".kml", ".parquet", ".geoparquet", ".feather", ".zip", ".gdb", ".sqlite"}
 
 
@@ -220,6 +222,7 @@ def write_layer(frame, path):
 
     pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2000-01-01T00:00:00.000Z"})
     part = files.part_of(path, "part" + path.suffix)
+    path.parent.mkdir(parents=True, exist_ok=True)
     part.unlink(missing_ok=True)  # a killed run's
     try:
         frame.to_file(part, layer=path.stem, engine="pyogrio")

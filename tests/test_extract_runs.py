@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 
+import geopandas
 import numpy as np
 import pytest
+import rasterio
 from conftest import ROOT, coded, write_raster
 from cutouts import assert_exact, bytes_of, error_of, metadata_of, rows_of, scene_and_label, square, write_vector
 
@@ -343,3 +345,116 @@ def test_a_killed_process_is_resumed_to_the_same_bytes(tmp_path):
     assert kills == 3
     assert subprocess.run(command(tmp_path / "out", "--resume"), capture_output=True).returncode == 0
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "unbroken")
+
+
+# ---------------------------------------------------------------- what lies beside the patches
+
+
+def test_patches_gpkg_holds_an_outline_and_the_counts_of_every_patch(tmp_path, single):
+    image, label, _, codes = scene_and_label(tmp_path, nodata=0)
+    assert single(image, label, tmp_path / "out", "--label_map", "0=0", "1=1", "2=2", "3=3", "4=ignore")[0] == 0
+    frame = geopandas.read_file(tmp_path / "out" / "patches.gpkg")
+    rows = rows_of(tmp_path / "out")
+    assert frame.crs == "EPSG:32630" and len(frame) == len(rows) == 6
+    for patch in frame.itertuples():
+        row = rows[patch.id]
+        assert patch.geometry.equals(square(int(row["row"]), int(row["col"])))
+        assert (patch.patch, patch.scene, patch.split, f"{patch.nodata_share:g}") == (row["patch"], "scene.tif", row["split"], f"{float(row['nodata_share']):g}")
+        here = codes[int(row["row"]) : int(row["row"]) + 16, int(row["col"]) : int(row["col"]) + 16]
+        assert [patch.class_0, patch.class_1, patch.class_2, patch.class_3] == [(here == c).sum() for c in range(4)] and patch.labelled_pixels == (here != 4).sum()
+
+
+def test_patches_gpkg_of_scenes_in_two_zones_is_in_degrees_and_of_plain_pictures_in_pixels(tmp_path, script):
+    for number, crs in ((1, "EPSG:32630"), (2, "EPSG:32631")):
+        for kind in ("image", "label"):
+            (tmp_path / "data").mkdir(exist_ok=True)
+            write_raster(tmp_path / "data" / f"{kind}_{number}.tif", np.ones((16, 16), "uint8"), crs=crs)
+    assert script("Patch_extraction_v2", "batch", "--data_dir", tmp_path / "data", "--output", tmp_path / "out", "--patch_size", 16)[0] == 0
+    frame = geopandas.read_file(tmp_path / "out" / "patches.gpkg")
+    assert frame.crs == "EPSG:4326" and frame.geometry.centroid.x.round(2).tolist() == [-3.0, 3.0]
+    for kind in ("image", "label"):
+        write_raster(tmp_path / f"{kind}.tif", np.ones((16, 32), "uint8"), crs=None, transform=rasterio.Affine.identity())
+    assert script("Patch_extraction_v2", "single", "--image", tmp_path / "image.tif", "--label", tmp_path / "label.tif", "--output", tmp_path / "plain", "--patch_size", 16)[0] == 0
+    frame = geopandas.read_file(tmp_path / "plain" / "patches.gpkg")
+    assert frame.crs is None and frame.total_bounds.tolist() == [0, 0, 32, 16]
+
+
+@pytest.mark.parametrize("words, wanted", [([], "deflate"), (["--compress", "lzw"], "lzw"), (["--compress", "zstd"], "zstd"), (["--compress", "none"], None), (["--no_compression"], None)])
+def test_patches_are_compressed_as_asked_one_block_a_band(tmp_path, single, words, wanted):
+    image, label, pixels, codes = scene_and_label(tmp_path)
+    assert single(image, label, tmp_path / "out", *words)[0] == 0
+    assert_exact(tmp_path / "out", pixels, codes)
+    for path in (tmp_path / "out").glob("*/*/*.tif"):
+        with rasterio.open(path) as src:
+            assert (src.compression.name if src.compression else None) == wanted
+            assert src.block_shapes == [(16, 16)] * src.count and (src.count == 1 or src.interleaving.name == "band")
+            assert wanted is None or src.tags(ns="IMAGE_STRUCTURE").get("PREDICTOR") == "2"
+
+
+def test_training_reads_patches_of_every_compression(tmp_path, single):
+    from eoseg import raster
+
+    image, label, pixels, codes = scene_and_label(tmp_path)
+    for kind in ("deflate", "lzw", "zstd", "none"):
+        single(image, label, tmp_path / kind, "--compress", kind)
+        for row in rows_of(tmp_path / kind).values():
+            here = np.s_[:, int(row["row"]) : int(row["row"]) + 16, int(row["col"]) : int(row["col"]) + 16]
+            assert (raster.read_patch(tmp_path / kind / row["split"] / "images" / row["patch"])[0] == pixels[here]).all()
+
+
+def test_statistics_of_floats_and_holes_are_those_of_the_training_patches(tmp_path, single):
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(-12, 4, (2, 64, 96)).astype("float32")
+    pixels[0, :20, :30] = np.nan
+    pixels[1, 40:, 50:] = -9999
+    image, label = write_raster(tmp_path / "s.tif", pixels, nodata=-9999), write_raster(tmp_path / "l.tif", np.ones((64, 96), "uint8"))
+    assert single(image, label, tmp_path / "out")[0] == 0
+    train = np.zeros((64, 96), bool)
+    for row in rows_of(tmp_path / "out").values():
+        if row["split"] == "train":
+            train[int(row["row"]) : int(row["row"]) + 16, int(row["col"]) : int(row["col"]) + 16] = True
+    for band, found in zip(pixels, metadata_of(tmp_path / "out")["statistics"]):
+        values = band[train & np.isfinite(pixels).all(0) & (band != -9999)].astype(float)
+        assert (found["valid_pixels"], found["min"], found["max"]) == (len(values), values.min(), values.max())
+        assert [found["mean"], found["std"]] == pytest.approx([values.mean(), values.std()], rel=1e-9)
+        assert [found[f"p{p}"] for p in (1, 50, 99)] == pytest.approx(np.percentile(values, [1, 50, 99]), rel=2**-11)
+
+
+def test_a_patch_that_a_power_cut_emptied_is_cut_again(tmp_path, single, monkeypatch):
+    image, label, _, _ = scene_and_label(tmp_path)
+    single(image, label, tmp_path / "unbroken")
+    with monkeypatch.context() as patch:
+        stopping(patch, places, "divide", 0)
+        assert single(image, label, tmp_path / "out")[0] == 130
+    (tmp_path / "out/.unfinished/images/patch_2.tif").write_bytes(b"")
+    (tmp_path / "out/.unfinished/labels/patch_4.tif").unlink()
+    journal = tmp_path / "out/.unfinished/journal.jsonl"
+    journal.write_bytes(journal.read_bytes() + b'["patch_9.tif", {"spl')  # torn
+    assert single(image, label, tmp_path / "out", "--resume")[0] == 0
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "unbroken")
+
+
+def test_a_doubtful_nodata_tag_is_noticed_across_a_resume(tmp_path, single, monkeypatch):
+    codes = np.zeros((32, 48), "uint8")
+    codes[16:] = 3  # the class that makes the tag doubtful comes in the second row of cells
+    codes[0, 0] = 1  # and the tag in the first
+    image, label = write_raster(tmp_path / "s.tif", coded(32, 48)), write_raster(tmp_path / "l.tif", codes, nodata=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(cutting, "read_jobs", lambda sources, labels, cells, real=cutting.read_jobs: real(sources, labels, cells[:3]))
+        stopping(patch, places, "divide", 0)
+        patch.setattr(extract, "look_back", lambda *args: None)
+        single(image, label, tmp_path / "out")
+    assert (tmp_path / "out/.unfinished/journal.jsonl").read_bytes().count(b"\n") == 3
+    assert "l.tif: its nodata tag 1 lies among the classes" in error_of(*single(image, label, tmp_path / "out", "--resume")[::2])
+
+
+def test_a_wide_striped_scene_is_read_in_parts_and_the_same(tmp_path, single, monkeypatch):
+    from eoseg import raster
+
+    image, label, pixels, codes = scene_and_label(tmp_path, 48, 96, blockysize=1)
+    for name, strip, row in (("whole", 10**9, 10**9), ("parts", 2000, 10**9), ("lost", 200, 100)):
+        monkeypatch.setattr(raster, "STRIP", strip)
+        monkeypatch.setattr(raster, "BLOCK_ROW", row)
+        assert single(image, label, tmp_path / name)[0] == 0
+        assert_exact(tmp_path / name, pixels, codes)
+    assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "parts") == bytes_of(tmp_path / "lost")
