@@ -69,8 +69,9 @@ def read_jobs(sources, labels, cells):
 
 def read_strips(sources, labels, parts):
     """Strips of several windows: (strip, indices of its windows, what each source holds there, classes of each window)."""
-    for strip, members in sources[0].scene.strips(parts):
-        give_back_memory()  # the threads' arrays would pile up otherwise: 20 MB and more
+    for count, (strip, members) in enumerate(sources[0].scene.strips(parts)):
+        if count % 8 == 0:
+            give_back_memory()  # the threads' arrays would pile up otherwise: 20 MB and more
         raws = [attempt(source.scene.raw, strip) for source in sources]
         marks = [(attempt(labels.read, parts[index]), labels.memory()) for index in members]
         if len(members) == 1 or not any(isinstance(raw, ReadError) for raw in raws):

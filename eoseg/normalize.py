@@ -54,16 +54,16 @@ class BandStatistics:
                 self._histogram(band)
 
     def _count(self, band, values):
-        """The statistics of a band's good pixels."""
-        self.count[band], self.low[band], self.high[band] = len(values), values.min(), values.max()
-        keys, times = counted(values if values.dtype.kind == "u" and self.small else values.astype(np.int32) if self.small else sort_key(values))
-        self.histograms[band] = [(keys.astype(np.int32), times)]
+        """Count a band's good pixels. What the histogram of small integers tells exactly is left to `_settle`."""
+        self.count[band] = len(values)
         if self.small:
-            self.mean[band] = mean = (keys * times).sum() / len(values)
-            self.square[band] = ((keys - mean) ** 2 * times).sum()
+            keys, times = counted(values if values.dtype.kind == "u" else values.astype(np.int32))
         else:
+            keys, times = counted(sort_key(values))
+            self.low[band], self.high[band] = values.min(), values.max()
             self.mean[band] = values.mean(dtype=float)
             self.square[band] = values.var(dtype=float) * len(values)
+        self.histograms[band] = [(keys.astype(np.int32), times)]
 
     def _histogram(self, band):
         """Keys in order and how often each occurs; what waits is added up."""
@@ -71,6 +71,14 @@ class BandStatistics:
         if len(parts) > 1:
             self.histograms[band] = parts = [counted(*map(np.concatenate, zip(*parts)))]
         return parts[0]
+
+    def _settle(self):
+        """Extremes, mean and squares of small integers, from their histograms."""
+        for band in np.flatnonzero(self.count) if self.small else ():
+            keys, times = self._histogram(band)
+            self.low[band], self.high[band] = keys[0], keys[-1]
+            self.mean[band] = mean = (keys * times).sum() / self.count[band]
+            self.square[band] = ((keys - mean) ** 2 * times).sum()
 
     def percentile(self, band, percent):
         """Linear between the two nearest ranks, as numpy's default; nan for a band without a good pixel."""
@@ -80,12 +88,13 @@ class BandStatistics:
         upto = np.cumsum(times)
         rank = percent / 100 * (upto[-1] - 1)
         ends = np.searchsorted(upto, [np.floor(rank), np.ceil(rank)], side="right")
-        low, high = np.clip([keys[i] if self.small else sort_value(keys[i]) for i in ends], self.low[band], self.high[band]).astype(float)
+        low, high = keys[ends] if self.small else np.clip([sort_value(key) for key in keys[ends]], self.low[band], self.high[band]).astype(float)
         return float(low + (high - low) * (rank % 1))
 
     def result(self):
         """A list with one dict of plain numbers per band."""
         nan = float("nan")
+        self._settle()
         return [
             {
                 "valid_pixels": int(count),

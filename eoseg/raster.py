@@ -31,7 +31,7 @@ from eoseg.vrt import vrt_of
 
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # said in our own words where it matters
 STRIP = 2**24  # bytes of pixels that are read at once, where what was decoded for them stays in GDAL's cache
-BLOCK_ROW = 2**25  # bytes that GDAL's cache holds for certain
+KEPT = 40 * 2**20  # bytes that GDAL's cache holds for certain
 THREADS = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 GDAL_NODATA = 42113  # TIFF tag
 
@@ -136,14 +136,19 @@ class Scene:
     def reading_order(self, windows):
         """Indices of `windows` in the order in which each block is decoded once: down columns so narrow that a row of blocks stays in GDAL's cache."""
         rows, cols = self.file.block_shapes[0]
-        wide = self.width if cols >= self.width else max(1, BLOCK_ROW // (rows * self.pixel_bytes))
+        touched = (-(-self._tallest(windows) // rows) + 1) * rows  # of the blocks that a row of windows needs
+        wide = self.width if cols >= self.width else max(1, min(KEPT // touched, STRIP // self._tallest(windows)) // self.pixel_bytes)
         return sorted(range(len(windows)), key=lambda i: (windows[i].col // wide, windows[i].row, windows[i].col))
 
     def strips(self, windows):
         """`windows`, in reading order, in groups that are best read at once: [(strip, [index, ...])]."""
         striped = self.file.block_shapes[0][1] >= self.width
-        lost = striped and max((window.height for window in windows), default=0) * self.width * self.pixel_bytes > BLOCK_ROW  # decoded anew for each part of a row
-        return strips(windows, (16 if lost else 1) * STRIP // self.pixel_bytes)
+        lost = striped and self._tallest(windows) * self.width * self.pixel_bytes > KEPT  # decoded anew for each part of a row
+        return strips(windows, (16 if lost else 1 if striped else 2) * STRIP // self.pixel_bytes)
+
+    @staticmethod
+    def _tallest(windows):
+        return max((window.height for window in windows), default=1)
 
     @property
     def pixel_bytes(self):

@@ -454,7 +454,7 @@ def test_a_wide_striped_scene_is_read_in_parts_and_the_same(tmp_path, single, mo
     image, label, pixels, codes = scene_and_label(tmp_path, 48, 96, blockysize=1)
     for name, strip, row in (("whole", 10**9, 10**9), ("parts", 2000, 10**9), ("lost", 200, 100)):
         monkeypatch.setattr(raster, "STRIP", strip)
-        monkeypatch.setattr(raster, "BLOCK_ROW", row)
+        monkeypatch.setattr(raster, "KEPT", row)
         assert single(image, label, tmp_path / name)[0] == 0
         assert_exact(tmp_path / name, pixels, codes)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "parts") == bytes_of(tmp_path / "lost")

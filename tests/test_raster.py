@@ -341,7 +341,7 @@ def test_windows_are_read_in_strips_that_hold_a_row_of_them(tmp_path):
 def test_wide_tiled_scenes_are_read_down_columns_whose_blocks_stay_in_memory(tmp_path, monkeypatch):
     path = write_raster(tmp_path / "s.tif", np.zeros((1, 64, 256), "uint8"), tiled=True, blockxsize=16, blockysize=16)
     windows = [Window(row, col, 8, 8) for row in range(0, 64, 8) for col in range(0, 256, 8)]
-    monkeypatch.setattr(raster, "BLOCK_ROW", 16 * 64)
+    monkeypatch.setattr(raster, "KEPT", 32 * 64)
     with raster.Scene(path) as scene:
         ordered = [windows[i] for i in scene.reading_order(windows)]
     assert ordered == sorted(windows, key=lambda window: (window.col // 64, window.row, window.col)) and len(set(ordered)) == len(windows)
