@@ -9,15 +9,17 @@ from eoseg import raster, validity
 from eoseg.coding import IGNORE
 from eoseg.errors import ReadError
 from eoseg.normalize import BandStatistics
+from eoseg.patchfile import PatchWriter
 from eoseg.parallel import ahead, give_back_memory, in_order
 from eoseg.tiles import Window
 from eoseg.vector import Cell
 
 class Source(NamedTuple):
-    """One image of a place; several sensors or dates of it share the grid of the first. Patches go into `folder`."""
+    """One image of a place; several sensors or dates of it share the grid of the first. Patches go into `folder`, as `encode` makes them."""
 
     scene: raster.Scene
-    folder: str = "images"
+    folder: str
+    encode: PatchWriter
 
 
 class Job(NamedTuple):
@@ -50,7 +52,8 @@ def cut_cells(pair, sources, labels, cells, options, folder):
         Outcome of each cell, in the order of `cells`.
     """
     jobs = read_jobs(sources, labels, cells)
-    yield from in_order(lambda job: cut(pair, sources, job, options, folder), jobs, raster.THREADS)
+    encode_label = PatchWriter(sources[0].scene.crs, IGNORE, ["class"], options.compress)
+    yield from in_order(lambda job: cut(pair, sources, job, options, folder, encode_label), jobs, raster.THREADS)
 
 
 # ---------------------------------------------------------------- reading
@@ -99,7 +102,7 @@ def cut_out(raw, strip, part):
 # ---------------------------------------------------------------- one cell
 
 
-def cut(pair, sources, job, options, folder):
+def cut(pair, sources, job, options, folder, encode_label):
     """Make one cell's patch and write it. Returns its Outcome."""
     if job.error:
         return Outcome(job.cell, job.error, [], job.memory)
@@ -107,7 +110,7 @@ def cut(pair, sources, job, options, folder):
     size, window = options.patch_size, job.cell.window
     if not any(piece.valid.any() for piece in pieces):
         return Outcome(job.cell, "no valid pixel", [], job.memory)
-    broken = sum(not_finite(piece.pixels, nodata_of(source.scene)) for source, piece in zip(sources, pieces))
+    broken = sum(not_finite(piece.pixels, source.scene.fill) for source, piece in zip(sources, pieces))
     pieces = [padded(piece, window, job.part) for piece in pieces]
     target = around(job.codes, window, job.part, IGNORE)
     scale = window.height / size, window.width / size
@@ -119,7 +122,7 @@ def cut(pair, sources, job, options, folder):
     reason = too_little(target, valid, options)
     if reason:
         return Outcome(job.cell, reason, [], job.memory)
-    write(pair, sources, job.cell, options, folder, pieces, target, scale)
+    write(pair, sources, job.cell, folder, encode_label, pieces, target, scale)
     statistics = [BandStatistics.of(piece.pixels, ~piece.missing & piece.valid).to_bytes() for piece in pieces]
     return Outcome(job.cell, row_of(pair, sources[0].scene, job.cell, target, valid, broken), statistics, job.memory)
 
@@ -135,12 +138,7 @@ class Piece(NamedTuple):
 
 def judged(scene, pixels, mask):
     """A Piece of a scene from what `Scene.raw` read."""
-    return Piece(pixels, *scene.judged(pixels, mask), np.array(nodata_of(scene) or 0).astype(pixels.dtype))
-
-
-def nodata_of(scene):
-    """The one value that a patch's nodata tag can hold; None when the scene has none."""
-    return next((value for value in scene.nodata if value is not None), None)
+    return Piece(pixels, *scene.judged(pixels, mask), np.array(scene.fill or 0).astype(pixels.dtype))
 
 
 def not_finite(pixels, nodata):
@@ -204,16 +202,14 @@ def resampled(piece, size, interpolation):
     return Piece(scaled, missing, valid, piece.fill)
 
 
-def write(pair, sources, cell, options, folder, pieces, target, scale):
+def write(pair, sources, cell, folder, encode_label, pieces, target, scale):
     """Write images and label, on the same grid. Where no pixel value says what is invalid, an image gets a mask."""
     name, place = pair.patch_name(cell), sources[0].scene.placed(cell.window, scale)
     for source, piece in zip(sources, pieces):
-        scene, nodata = source.scene, nodata_of(source.scene)
+        scene, nodata = source.scene, source.scene.fill
         mask = piece.valid if not piece.valid.all() and (nodata is None or scene.masked) else None
-        image = raster.patch_bytes(piece.pixels, place, scene.crs, nodata, scene.names, options.compress, mask)
-        (folder / source.folder / name).write_bytes(image)
-    label = raster.patch_bytes(target[None], place, sources[0].scene.crs, IGNORE, ["class"], options.compress)
-    (folder / "labels" / name).write_bytes(label)
+        (folder / source.folder / name).write_bytes(source.encode(piece.pixels, place, mask))
+    (folder / "labels" / name).write_bytes(encode_label(target[None], place))
 
 
 def row_of(pair, scene, cell, target, valid, broken):

@@ -11,6 +11,7 @@ from eoseg.coding import IGNORE
 from eoseg.cutting import Source
 from eoseg.errors import DataError, ReadError, SetupError, listing
 from eoseg.labels import check_overlap, corners_of, open_area, open_labels
+from eoseg.patchfile import PatchWriter
 from eoseg.splits import by_column
 from eoseg.tiles import Window, regular_windows
 
@@ -66,7 +67,7 @@ def opened(pair, options, say):
             if scene.moved:
                 check_overlap(path, raster.bounds_in(scene.file, lead.crs), lead)
                 say(f"note: {path}: lies on another grid than {pair.image}; resampled onto it ({options.interpolation})")
-            sources.append(Source(scene, folder))
+            sources.append(Source(scene, folder, PatchWriter(scene.crs, scene.fill, scene.names, options.compress)))
         yield sources
 
 

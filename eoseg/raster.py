@@ -117,7 +117,7 @@ class Scene:
         """This scene on the grid of another one; an alpha band tells where it has no pixels."""
         if not self.file.crs or not like.crs:
             raise DataError(f"{self.path}: lies on another grid than {like.path} and one of them has no CRS; set it with gdal_edit.py -a_srs.")
-        nodata = next((value for value in self.nodata if value is not None), np.nan if self.dtype.kind == "f" else None)
+        nodata = self.fill if self.fill is not None or self.dtype.kind != "f" else np.nan
         view = aligned(self.file, like, resampling, nodata)
         self.alpha, self.masked = view.count, True
         return view
@@ -149,6 +149,11 @@ class Scene:
     @staticmethod
     def _tallest(windows):
         return max((window.height for window in windows), default=1)
+
+    @property
+    def fill(self):
+        """The one value that a patch's nodata tag can hold; None when the scene has none."""
+        return next((value for value in self.nodata if value is not None), None)
 
     @property
     def pixel_bytes(self):
