@@ -182,3 +182,32 @@ def test_terramesh_chips_keep_their_own_zones_in_one_batch(shared, tmp_path, scr
         assert zones == {32722, 32736, 32718, 32632}
     decibels = metadata_of(folder)["statistics"]
     assert [band["band"] for band in decibels] == ["VV", "VH"] and all(-40 < band["mean"] < 0 for band in decibels)
+
+
+def test_terramesh_optical_and_radar_lie_beside_each_other(shared, tmp_path, script):
+    case, folder = shared / "terramesh_s2_lulc", tmp_path / "out"
+    status, out, err = script("Patch_extraction_v2", "batch", "--data_dir", case, "--output", folder, "--patch_size", 112, "--modality", r"s2=S2L2A/(.+)\.tif$", r"s1=S1RTC/(.+)\.tif$",
+                              "--label_pattern", r"LULC/(.+)\.tif$", "--split_strategy", "scene")
+    assert status == 0, err
+    assert "resampled" not in out
+    rows, splits = table_of(folder), {}
+    assert len(rows) == 16 and metadata_of(folder)["patches"] == {"train": 12, "validation": 4, "test": 0}
+    for row in rows:
+        here = np.s_[:, int(row["row"]) : int(row["row"]) + 112, int(row["col"]) : int(row["col"]) + 112]
+        for kind, source_folder in (("images_s2", "S2L2A"), ("images_s1", "S1RTC"), ("labels", "LULC")):
+            assert (opened(folder, row, kind)[0] == source(case / source_folder / row["scene"])[0][here]).all()
+        splits.setdefault(row["scene"], set()).add(row["split"])
+    assert all(len(found) == 1 for found in splits.values())
+    frame = geopandas.read_file(folder / "patches.gpkg")  # four continents
+    assert frame.crs == "EPSG:4326" and frame.total_bounds[2] - frame.total_bounds[0] > 80
+
+
+def test_parana_blocks_with_a_buffer_leave_a_patch_between_the_splits(shared, single):
+    case = shared / "l8_parana_scene"
+    folder = single(case / "image.tif", case / "training_polygons_epsg4326.geojson", 50, "--label_field", "lc", "--keep_unlabelled", "--split_strategy", "block", "--block_size", "9km", "--buffer", "1")
+    rows = table_of(folder)
+    place = np.array([[int(row["row"]) // 50, int(row["col"]) // 50] for row in rows])
+    split = np.array([row["split"] for row in rows])
+    apart = np.abs(place[:, None] - place[None]).max(2)[split[:, None] != split[None]]
+    assert apart.min() == 2 and {"train", "validation", "test"} == set(split)
+    assert metadata_of(folder)["skipped"]["no valid pixel"]["count"] > 100  # of the wedge

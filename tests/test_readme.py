@@ -26,7 +26,7 @@ def test_every_flag_the_readme_names_exists():
 def test_every_file_the_readme_links_exists():
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert links and all((ROOT / link).exists() for link in links)
-    assert "@" not in README.replace("git@", "") and all((ROOT / name).exists() for name in re.findall(r"`([\w/]+\.(?:py|sh|gpkg))`", README))
+    assert "@" not in README.replace("git@", "") and all((ROOT / name).exists() for name in re.findall(r"`([\w/]+\.(?:py|sh)|\w+/[\w/]+\.gpkg)`", README))
 
 
 @pytest.mark.parametrize("name, text", [("main_v2", "python main_v2.py"), ("Predict_large_image_v2", "python Predict"), ("Patch_extraction_v2", "python Patch")])
