@@ -292,7 +292,7 @@ class ExtractionConfig:
     vector_crs: Optional[str] = option(None, "CRS of grid and label polygons where the file's is missing or wrong: e.g. EPSG:32630, or image for the image's own", none="the file's")
     edge: str = option("pad", "cells partly outside the image: padded with nodata, or skipped", choices=("pad", "skip"))
     resample: bool = option(False, "scale cells of another size to --patch_size pixels")
-    interpolation: str = option("bilinear", "of images with --resample; labels are always nearest", choices=("nearest", "bilinear", "bicubic", "lanczos"))
+    interpolation: str = option("bilinear", "of images with --resample, and of sensors on another grid (--modality); labels are always nearest", choices=("nearest", "bilinear", "bicubic", "lanczos"))
     max_nodata: Optional[float] = option(None, "leave out patches with a larger share of invalid pixels, 0 to 1", type=at_least(0, float, 1), none="no limit")
     min_labelled: Optional[float] = option(None, "leave out patches with a smaller share of labelled pixels, 0 to 1", type=at_least(0, float, 1), none="one pixel")
     keep_unlabelled: bool = option(False, "keep patches without a labelled pixel")

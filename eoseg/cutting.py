@@ -1,5 +1,6 @@
 """Cells of a grid become patches: an image and a label on the same pixels."""
 
+import contextlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,9 @@ from eoseg.patchfile import PatchWriter
 from eoseg.parallel import ahead, give_back_memory, in_order
 from eoseg.tiles import Window
 from eoseg.vector import Cell
+
+WAITING = 2**25  # bytes of pixels that may wait for a free core
+
 
 class Source(NamedTuple):
     """One image of a place; several sensors or dates of it share the grid of the first. Patches go into `folder`, as `encode` makes them."""
@@ -42,6 +46,16 @@ class Outcome(NamedTuple):
     memory: object
 
 
+class Bench(NamedTuple):
+    """What all cells of a scene are cut with."""
+
+    pair: object
+    sources: list
+    options: object
+    folder: Path
+    encode_label: PatchWriter
+
+
 def cut_cells(pair, sources, labels, cells, options, folder):
     """Cut cells into patches under `folder`: one thread reads, all cores encode and write.
 
@@ -51,9 +65,10 @@ def cut_cells(pair, sources, labels, cells, options, folder):
     Yields:
         Outcome of each cell, in the order of `cells`.
     """
-    jobs = read_jobs(sources, labels, cells)
-    encode_label = PatchWriter(sources[0].scene.crs, IGNORE, ["class"], options.compress)
-    yield from in_order(lambda job: cut(pair, sources, job, options, folder, encode_label), jobs, raster.THREADS)
+    most = max((cell.window.height * cell.window.width for cell in cells), default=1) * sum(source.scene.pixel_bytes for source in sources)
+    bench = Bench(pair, sources, options, folder, PatchWriter(sources[0].scene.crs, IGNORE, ["class"], options.compress))
+    with contextlib.closing(read_jobs(sources, labels, cells)) as jobs:
+        yield from in_order(lambda job: cut(bench, job), jobs, raster.THREADS, 1 + min(2 * raster.THREADS, WAITING // most))
 
 
 # ---------------------------------------------------------------- reading
@@ -63,16 +78,18 @@ def read_jobs(sources, labels, cells):
     """A Job per cell, from strips that a thread reads ahead."""
     lead = sources[0].scene
     parts = [cell.window.clipped(lead.height, lead.width) for cell in cells]
-    for strip, members, raws, marks in ahead(read_strips(sources, labels, parts)):
-        for index, (codes, memory) in zip(members, marks):
-            own = [raw if isinstance(raw, ReadError) else cut_out(raw, strip, parts[index]) for raw in raws]
-            error = next((part for part in (*own, codes) if isinstance(part, ReadError)), None)
-            yield Job(cells[index], parts[index], own, codes, memory, error)
+    with contextlib.closing(ahead(read_strips(sources, labels, parts))) as strips:
+        for strip, members, raws, marks in strips:
+            for index, (codes, memory) in zip(members, marks):
+                own = [raw if isinstance(raw, ReadError) else cut_out(raw, strip, parts[index]) for raw in raws]
+                error = next((part for part in (*own, codes) if isinstance(part, ReadError)), None)
+                yield Job(cells[index], parts[index], own, codes, memory, error)
 
 
 def read_strips(sources, labels, parts):
     """Strips of several windows: (strip, indices of its windows, what each source holds there, classes of each window)."""
-    for count, (strip, members) in enumerate(sources[0].scene.strips(parts)):
+    everything = sum(source.scene.pixel_bytes for source in sources)
+    for count, (strip, members) in enumerate(sources[0].scene.strips(parts, everything)):
         if count % 8 == 0:
             give_back_memory()  # the threads' arrays would pile up otherwise: 20 MB and more
         raws = [attempt(source.scene.raw, strip) for source in sources]
@@ -102,8 +119,9 @@ def cut_out(raw, strip, part):
 # ---------------------------------------------------------------- one cell
 
 
-def cut(pair, sources, job, options, folder, encode_label):
+def cut(bench, job):
     """Make one cell's patch and write it. Returns its Outcome."""
+    pair, sources, options = bench.pair, bench.sources, bench.options
     if job.error:
         return Outcome(job.cell, job.error, [], job.memory)
     pieces = [judged(source.scene, *raw) for source, raw in zip(sources, job.raws)]
@@ -122,7 +140,7 @@ def cut(pair, sources, job, options, folder, encode_label):
     reason = too_little(target, valid, options)
     if reason:
         return Outcome(job.cell, reason, [], job.memory)
-    write(pair, sources, job.cell, folder, encode_label, pieces, target, scale)
+    write(bench, job.cell, pieces, target, scale)
     statistics = [BandStatistics.of(piece.pixels, ~piece.missing & piece.valid).to_bytes() for piece in pieces]
     return Outcome(job.cell, row_of(pair, sources[0].scene, job.cell, target, valid, broken), statistics, job.memory)
 
@@ -202,14 +220,14 @@ def resampled(piece, size, interpolation):
     return Piece(scaled, missing, valid, piece.fill)
 
 
-def write(pair, sources, cell, folder, encode_label, pieces, target, scale):
+def write(bench, cell, pieces, target, scale):
     """Write images and label, on the same grid. Where no pixel value says what is invalid, an image gets a mask."""
-    name, place = pair.patch_name(cell), sources[0].scene.placed(cell.window, scale)
-    for source, piece in zip(sources, pieces):
+    name, place = bench.pair.patch_name(cell), bench.sources[0].scene.placed(cell.window, scale)
+    for source, piece in zip(bench.sources, pieces):
         scene, nodata = source.scene, source.scene.fill
         mask = piece.valid if not piece.valid.all() and (nodata is None or scene.masked) else None
-        (folder / source.folder / name).write_bytes(source.encode(piece.pixels, place, mask))
-    (folder / "labels" / name).write_bytes(encode_label(target[None], place))
+        (bench.folder / source.folder / name).write_bytes(source.encode(piece.pixels, place, mask))
+    (bench.folder / "labels" / name).write_bytes(bench.encode_label(target[None], place))
 
 
 def row_of(pair, scene, cell, target, valid, broken):

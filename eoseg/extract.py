@@ -4,6 +4,7 @@ First everything is planned. Then all is cut into a staging folder. Only when th
 the splits, counted, and moved to their places: a run that fails or is killed leaves the output folder as it was.
 """
 
+import contextlib
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from eoseg.normalize import BandStatistics
 from eoseg.parallel import give_back_memory
 from eoseg.plan import bare, opened, plan_all
 from eoseg.splits import SPLITS
-from eoseg.staging import COMPLETE, STAGING, Journal, assemble, fingerprint, finish, prepare, refuse_changes, refuse_existing, settings_of
+from eoseg.staging import COMPLETE, STAGING, Journal, assemble, discard, fingerprint, finish, prepare, refuse_changes, refuse_existing, settings_of
 
 
 def quiet(line):
@@ -59,12 +60,13 @@ def extract(pairs, options, output, say=print, bar=no_bar):
         if not goes_on:
             refuse_existing(output, options)
         plans, failed = plan_all(pairs, coding, options, say)
+        places.check(plans, options)
         prepare(staging, settings, goes_on, folders)
         try:
-            with Journal(staging, folders) as journal:
+            with files.Syncing() as sync, Journal(staging, folders, sync) as journal:
                 build(plans, failed, Run(coding, options, staging, journal, say, bar))
         except SetupError:
-            files.remove(staging)
+            discard(staging)
             raise
         return finish(staging, output)
 
@@ -72,6 +74,7 @@ def extract(pairs, options, output, say=print, bar=no_bar):
 def rehearse(pairs, coding, options, say, bar):
     """A dry run: the table, with a look at which cells hold nothing."""
     plans, failed = plan_all(pairs, coding, options, say, bar)
+    places.check(plans, options)
     for name, why in failed.items():
         say(f"would fail: {name}: {why}")
     say(f"{sum(len(plan.cells) for plan in plans.values()):,} patches of {options.patch_size} pixels would be cut; nothing was written (--dry_run)")
@@ -90,8 +93,8 @@ class Run(NamedTuple):
 
 def build(plans, failed, run):
     """Cut, divide, count and arrange everything in the staging folder."""
-    with files.syncing() as run.journal.sync:
-        rows, skipped = cut_pairs(plans, failed, run)
+    rows, skipped = cut_pairs(plans, failed, run)
+    run.journal.sync.wait()
     give_back_memory()
     if not rows:
         raise SetupError(f"--output {run.staging.parent}: no patch could be cut ({reasons(skipped, failed)}); nothing was written.")
@@ -122,7 +125,7 @@ def cut_pairs(plans, failed, run):
         except DataError as error:
             if len(plans) + len(failed) == 1:
                 raise
-            failed[name] = bare(str(error), plan.pair)
+            failed[name] = bare(str(error), plan.pair, run.options)
             continue
         rows += mine
         for reason, ids in left_out.items():
@@ -141,20 +144,19 @@ def cut_pair(plan, failed, run):
     with opened(pair, run.options, quiet) as sources:
         scene = sources[0].scene
         labels = open_labels(pair.label, scene, run.coding, run.options, quiet, open_area(scene, run.options, quiet))
-        try:
+        with contextlib.closing(labels), contextlib.ExitStack() as stack:
             todo = []
             for cell in plan.cells:
                 entries[cell.id], memory = run.journal.known(pair.patch_name(cell))
                 labels.recall(memory)
                 todo += [cell] if entries[cell.id] is None else []
-            for outcome in run.bar(cut_cells(pair, sources, labels, todo, run.options, run.staging), desc=pair.name or "cutting", total=len(todo), unit="patch"):
+            outcomes = stack.enter_context(contextlib.closing(cut_cells(pair, sources, labels, todo, run.options, run.staging)))  # its thread must end before the files are closed
+            for outcome in run.bar(outcomes, desc=pair.name or "cutting", total=len(todo), unit="patch"):
                 name, entries[outcome.cell.id] = pair.patch_name(outcome.cell), outcome.entry
                 if isinstance(outcome.entry, ReadError):
-                    failed[name] = bare(str(outcome.entry), pair)
+                    failed[name] = bare(str(outcome.entry), pair, run.options)
                     continue
                 run.journal.add(name, outcome.entry, outcome.statistics, outcome.memory)
-        finally:
-            labels.close()
     left_out = {reason: list(ids) for reason, ids in plan.left_out.items()}
     for cell in plan.cells:
         if isinstance(entries[cell.id], str):
@@ -230,8 +232,8 @@ def write_tables(rows, plans, metadata, folder):
     names = classes_of(rows)
     table = [{**{k: v for k, v in row.items() if k not in ("classes", "pair")}, **{f"class_{c}": row["classes"].get(c, 0) for c in names}} for row in rows]
     files.write_csv(folder / "patches.csv", table)
-    ground = places.Ground(rows, plans)
+    outlines, crs = places.Ground(rows, plans).shown()
     columns = "patch", "id", "scene", "split", "nodata_share", "labelled_pixels", *(f"class_{c}" for c in names)
-    frame = vector.frame_of({key: [row[key] for row in table] for key in columns}, ground.outlines(), ground.crs)
+    frame = vector.frame_of({key: [row[key] for row in table] for key in columns}, outlines, crs)
     vector.write_layer(frame, folder / "patches.gpkg")
     files.write_json(folder / "patch_metadata.json", metadata)

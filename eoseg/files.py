@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -62,17 +63,26 @@ def sync(path):
         os.fsync(f.fileno())
 
 
-@contextlib.contextmanager
-def syncing():
-    """Give a function that begins to `sync` a file in the background, several at a time; the end of the block waits for all.
+class Syncing:
+    """Begins to `sync` files in the background, several at a time; `wait` waits for all. The first error is raised by the next call."""
 
-    An error of any of them is raised there.
-    """
-    with ThreadPoolExecutor(16) as pool:
-        calls = []
-        yield lambda path: calls.append(pool.submit(sync, path))
-        for call in calls:
-            call.result()
+    def __init__(self):
+        self.pool, self.calls = ThreadPoolExecutor(16), deque()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        self.pool.shutdown(cancel_futures=True)
+
+    def __call__(self, path):
+        self.calls.append(self.pool.submit(sync, path))
+        if len(self.calls) > 256:
+            self.calls.popleft().result()
+
+    def wait(self):
+        while self.calls:
+            self.calls.popleft().result()
 
 
 def sync_folder(folder):

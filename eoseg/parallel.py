@@ -44,18 +44,18 @@ def ahead(items):
         thread.join()
 
 
-def in_order(function, items, threads):
+def in_order(function, items, threads, waiting):
     """Call `function` on each of `items` in threads; the results come in the order of the items.
 
-    The first error is raised where its result would come; calls that have not begun by then never do. At most two
-    items a thread wait.
+    The first error is raised where its result would come; calls that have not begun by then never do. At most
+    `waiting` items are in work or wait.
     """
     with ThreadPoolExecutor(threads) as pool:
         calls = deque()
         try:
             for item in items:
                 calls.append(pool.submit(function, item))
-                if len(calls) > 2 * threads:
+                if len(calls) >= waiting:
                     yield calls.popleft().result()
             while calls:
                 yield calls.popleft().result()

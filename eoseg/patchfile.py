@@ -1,15 +1,20 @@
 """Patches as the bytes of GeoTIFFs, at the speed of the compressor.
 
 GDAL makes one file of each kind; its tags are kept, and every further patch gets them around its own blocks. Those are
-deflated by ISA-L, at level 1 and the same size 2.4 times as fast as by GDAL's own library (benchmarks/extract.py).
+deflated by ISA-L, at level 1 and the same size 2.4 times as fast as by GDAL's own library. (The bytes may differ between processors
+of other instruction sets; the pixels never do.)
 """
 
 import struct
 
 import numpy as np
-from isal import isal_zlib
 
 from eoseg import raster
+
+try:
+    from isal import isal_zlib
+except ImportError:  # no wheel for this machine: GDAL writes every patch itself
+    isal_zlib = None
 
 OFFSETS, LENGTHS, SCALE, TIEPOINT, MATRIX = 273, 279, 33550, 33922, 34264  # TIFF 6.0; OGC GeoTIFF 1.1
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # bytes of the types of TIFF 6.0
@@ -28,7 +33,7 @@ class PatchWriter:
 
     def __call__(self, pixels, transform, mask=None):
         """The bytes of a GeoTIFF that holds `pixels` (B, H, W); `mask` as of `raster.patch_bytes`."""
-        if self.compress != "deflate" or mask is not None or pixels.nbytes > LARGEST:
+        if not isal_zlib or self.compress != "deflate" or mask is not None or pixels.nbytes > LARGEST:
             return self._by_gdal(pixels, transform, mask)
         upright = transform.b == transform.d == 0 and transform.e < 0
         kind = pixels.shape, pixels.dtype.str, upright, transform.is_identity

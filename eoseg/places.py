@@ -8,6 +8,7 @@ from eoseg.errors import SetupError
 from eoseg.splits import SPLITS, by_draw
 
 LOST = 0.51  # pixels: snapping moves a window by up to half a pixel, so that two neighbours may seem to overlap by one
+EXACT = 1e-3  # pixels: what rounding may do to a window that was not snapped
 
 
 def divide(rows, plans, options):
@@ -19,141 +20,183 @@ def divide(rows, plans, options):
         rows with `split` and `place`; dict reason -> rows left out; how many validation and test patches touch a training patch.
     """
     ground = Ground(rows, plans)
-    parts = components(len(rows), ground.overlaps())
-    first = {}
-    for row, part in zip(rows, parts):
-        first.setdefault(part, row["patch"].removesuffix(".tif"))
-    rows = [{**row, "place": first[part]} for row, part in zip(rows, parts)]
+    pairs = ground.overlaps()
     if options.split_strategy != "column":
-        units = {"random": lambda: parts, "scene": lambda: by_scene(rows, parts), "block": lambda: ground.blocks(options.block)}[options.split_strategy]()
-        split = drawn(rows, units, ground, options)
-        rows = [{**row, "split": SPLITS[index]} for row, index in zip(rows, split)]
-    kept, left_out = ground.apart(rows, options.buffer)
+        units = {
+            "random": lambda: settled(ground.scene, joined(len(rows), pairs[ground.scene[pairs[:, 0]] == ground.scene[pairs[:, 1]]]), pairs),
+            "scene": lambda: settled(ground.scene, ground.scene, pairs),
+            "block": lambda: ground.blocks(options.block),
+        }[options.split_strategy]()
+        for row, index in zip(rows, drawn(rows, units, ground, options).tolist()):
+            row["split"] = SPLITS[index]
+    keep = ground.apart(np.array([row["split"] for row in rows]), options.buffer)
     reason = f"less than {options.buffer} patches from another split (--buffer)" if options.buffer else "overlaps another split"
-    return [rows[i] for i in kept], {reason: [rows[i] for i in left_out]} if len(left_out) else {}, ground.touching(rows, kept)
+    for row, first in zip(rows, joined(len(rows), pairs[keep[pairs].all(1)]).tolist()):
+        row["place"] = rows[first]["patch"].removesuffix(".tif")  # folds go by it: whatever shares ground, over any number of steps
+    kept, left_out = [row for row, stays in zip(rows, keep) if stays], [row for row, stays in zip(rows, keep) if not stays]
+    return kept, {reason: left_out} if left_out else {}, Ground(kept, plans).touching(np.array([row["split"] for row in kept]))
 
 
-def by_scene(rows, parts):
-    """Scenes, as numbers; those that share ground are one."""
-    names = {name: number for number, name in enumerate(dict.fromkeys(row["pair"] for row in rows))}
-    scene = np.array([names[row["pair"]] for row in rows])
-    first = dict(zip(parts[::-1], scene[::-1]))
-    return components(len(names), [(first[part], own) for part, own in zip(parts, scene)])[scene]
+def check(plans, options):
+    """Refuse, before anything is cut, a grid that lies in one block or scene as a whole."""
+    if options.split_strategy not in ("block", "scene"):
+        return
+    rows = [{"pair": name, **dict(zip(("row", "col", "height", "width"), cell.window)), "shift_rows": 0, "shift_cols": 0, "rotation": 0} for name, plan in plans.items() for cell in plan.cells]
+    if rows:
+        refuse_one(len(plans) if options.split_strategy == "scene" else len(np.unique(Ground(rows, plans).blocks(options.block))), options)
 
 
-def drawn(rows, units, ground, options):
-    """The split of each row, as an index into SPLITS: units are divided, and each belongs to the first scene that shows it."""
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(row["pair"] for row in rows))}
-    scene = np.array([numbers[row["pair"]] for row in rows])
-    _, first, units = np.unique(units, return_index=True, return_inverse=True)
-    owner = scene[first]
-    own = owner[units] == scene  # later dates of a place have no say, or adding one would move it
-    if options.split_strategy != "random" and len(first) < 2:
+def refuse_one(count, options):
+    """Raises SetupError where blocks or scenes are to be divided and there is one of them."""
+    if options.split_strategy in ("block", "scene") and count < 2:
         raise SetupError(f"--split_strategy {options.split_strategy}: all patches lie in one {options.split_strategy}; "
                          + ("give a smaller --block_size." if options.split_strategy == "block" else "give more scenes, or --split_strategy block."))
-    classes = sorted({int(c) for row in rows for c in row["classes"]})
-    pixels = np.array([[row["classes"].get(str(c), 0) for c in classes] for row in rows], float).reshape(len(rows), -1)
-    sizes = np.bincount(units[own], minlength=len(first))
-    counts = np.stack([np.bincount(units[own], pixels[own, c], len(first)) for c in range(len(classes))], 1) if classes else np.zeros((len(first), 0))
-    order = np.lexsort((*ground.centres[first].round(3).T, owner))  # a scene's units by where they lie, not by how they are called
-    split = np.empty(len(first), int)
-    split[order] = by_draw(owner[order], sizes[order], counts[order], (options.train_ratio, options.val_ratio, options.test_ratio), options.random_seed)
-    return split[units]
 
 
-def components(count, pairs):
-    """Number the groups that `pairs` of 0 .. count - 1 join: (count,) int."""
-    one, other = np.array(pairs, int).reshape(-1, 2).T
+def settled(scene, own, pairs):
+    """Join what `pairs` say shares ground, so that a later scene never joins what was apart before it came.
+
+    A group of patches of one scene that meets patches of earlier scenes belongs to the place of the first of these.
+
+    Args:
+        scene: (N,) int, in order. own: (N,) int, the group of each patch within its scene. pairs: (P, 2) rows that share ground.
+    Returns:
+        (N,) int, for each patch the first row of its place.
+    """
+    _, first, group = np.unique(own, return_index=True, return_inverse=True)
+    early, late = np.sort(pairs, 1)[scene[pairs[:, 0]] != scene[pairs[:, 1]]].T
+    met = np.full(len(first), len(scene))
+    np.minimum.at(met, group[late], early)
+    place = first.copy()
+    for index in np.argsort(first, kind="stable").tolist():  # earlier groups first: theirs is known by then
+        if met[index] < len(scene):
+            place[index] = place[group[met[index]]]
+    return place[group]
+
+
+def joined(count, pairs):
+    """The first of each of `count` rows' group, where `pairs` join rows to groups over any number of steps: (count,) int."""
+    one, other = pairs.T
     if (one == other).all():  # the usual case
         return np.arange(count)
     from scipy.sparse import coo_array  # not before they are needed: 10 MB and a tenth of a second
     from scipy.sparse.csgraph import connected_components
 
-    return connected_components(coo_array((np.ones(len(one)), (one, other)), shape=(count, count)), directed=False)[1]
+    group = connected_components(coo_array((np.ones(len(one)), (one, other)), shape=(count, count)), directed=False)[1]
+    return np.unique(group, return_index=True)[1][group]
+
+
+def drawn(rows, units, ground, options):
+    """The split of each row, as an index into SPLITS: units are divided, and each belongs to the first scene that shows it."""
+    _, first, units = np.unique(units, return_index=True, return_inverse=True)
+    refuse_one(len(first), options)
+    owner = ground.scene[first]
+    own = owner[units] == ground.scene  # later dates of a place have no say, or adding one would move it
+    classes = sorted({int(c) for row in rows for c in row["classes"]})
+    pixels = np.array([[row["classes"].get(str(c), 0) for c in classes] for row in rows], float).reshape(len(rows), -1)
+    sizes = np.bincount(units[own], minlength=len(first))
+    counts = np.stack([np.bincount(units[own], pixels[own, c], len(first)) for c in range(len(classes))], 1) if classes else np.zeros((len(first), 0))
+    where = ground.window[first]
+    order = np.lexsort((where[:, 1], where[:, 0], owner))  # a scene's units by where they lie, not by how they are called
+    split = np.empty(len(first), int)
+    split[order] = by_draw(owner[order], sizes[order], counts[order], (options.train_ratio, options.val_ratio, options.test_ratio), options.random_seed)
+    return split[units]
 
 
 class Ground:
-    """The outlines of patches in a frame that they share: their CRS, or degrees where scenes have several.
+    """The outlines of patches, in the CRS of their scenes.
 
     Scenes without a place on Earth are kept apart: nobody knows what ground they share.
     """
 
     def __init__(self, rows, plans):
-        codes = {plans[row["pair"]].crs_text for row in rows} - {""}
-        self.plans, self.mixed = plans, len(codes) > 1
-        self.crs = "EPSG:4326" if self.mixed else next(iter(codes), None)
-        self.members = {}
+        self.plans, self.members = plans, {}
         for index, row in enumerate(rows):
             self.members.setdefault(row["pair"], []).append(index)
         self.window = np.array([[row[key] for key in ("row", "col", "height", "width")] for row in rows], float).reshape(-1, 4)
-        exact = np.array([max(abs(row["shift_rows"]), abs(row["shift_cols"]), abs(row["rotation"])) < 1e-3 for row in rows], bool)
-        self.slack = np.where(exact, 1e-3, np.minimum(LOST, self.window[:, 2:].min(1, initial=np.inf) / 4))
-        systems = {}
-        self.system = np.empty(len(rows), int)  # the CRS of each row, as a number
-        for name, here in self.members.items():
-            plan = plans[name]
-            self.system[here] = systems.setdefault(plan.crs_text or (f"scene {name}" if plan.transform.is_identity else ""), len(systems))
-        self.centres = np.empty((len(rows), 2))  # each in the CRS of its own scene, whatever the others have
-        for name, here in self.members.items():
-            middle = self.window[here][:, 1::-1] + self.window[here][:, :1:-1] / 2
-            self.centres[here] = np.stack(plans[name].transform * tuple(middle.T), 1)
+        exact = np.array([max(abs(row["shift_rows"]), abs(row["shift_cols"]), abs(row["rotation"])) < EXACT for row in rows], bool)
+        self.slack = np.where(exact, EXACT, np.minimum(LOST, self.window[:, 2:].min(1, initial=np.inf) / 4))
+        self.scene, self.system = np.empty(len(rows), int), np.empty(len(rows), int)  # of each row, as numbers
+        self.centres, self.systems = np.empty((len(rows), 2)), {}
+        for number, (name, here) in enumerate(self.members.items()):
+            plan, middle = plans[name], self.window[here][:, 1::-1] + self.window[here][:, :1:-1] / 2
+            self.scene[here] = number
+            self.system[here] = self.systems.setdefault(plan.crs_text or (f"scene {name}" if plan.transform.is_identity else ""), len(self.systems))
+            self.centres[here] = np.stack(plan.transform * tuple(middle.T), 1)
 
-    def outlines(self, grown=0, parted=False):
-        """Polygons of the patches, each side moved outwards by `grown` (N,) pixels of its scene.
-
-        Args:
-            parted: scenes that share no frame are moved far from each other.
-        """
+    def outlines(self, grown=0):
+        """Polygons of the patches in the CRS of each, each side moved outwards by `grown` (N,) pixels of its scene."""
         found = np.empty(len(self.window), object)
         top, left, height, width = self.window.T
         boxes = shapely.box(left - grown, top - grown, left + width + grown, top + height + grown)
         for name, here in self.members.items():
-            plan = self.plans[name]
-            shapes = self.placed(boxes[here], plan, plan.crs_text and self.mixed)
-            if parted and not (plan.crs_text and self.mixed):
-                shapes = shapely.transform(shapes, lambda xy, away=1e9 * self.system[here[0]]: xy + (away, 0))
-            found[here] = shapes
+            found[here] = placed(boxes[here], self.plans[name].transform)
         return found
 
-    def placed(self, shapes, plan, degrees=False):
-        """Shapes in pixels of a scene, in its CRS or in degrees."""
-        t = plan.transform
-        shapes = shapely.transform(shapes, lambda xy: xy @ np.array([[t.a, t.d], [t.b, t.e]]) + (t.c, t.f))
-        if not degrees:
-            return shapes
-        way = pyproj.Transformer.from_crs(plan.crs_text, 4326, always_xy=True)
-        return shapely.transform(shapes, lambda xy: np.stack(way.transform(*xy.T), 1))
+    def shown(self):
+        """Polygons in one CRS for all, and that CRS: the scenes' own, or degrees where they have several; None for scenes without."""
+        codes, shapes = self._codes(), self.outlines()
+        if len(codes) > 1:
+            for code in codes:
+                here = self.system == self.systems[code]
+                shapes[here] = carried(shapes[here], code, 4326)
+            west, _, east, _ = shapely.bounds(shapes).T
+            around = east - west > 180  # across the 180th meridian: beyond it, not around the Earth
+            shapes[around] = shapely.transform(shapes[around], lambda xy: np.column_stack([np.where(xy[:, 0] < 0, xy[:, 0] + 360, xy[:, 0]), xy[:, 1]]))
+        return shapes, "EPSG:4326" if len(codes) > 1 else next(iter(codes), None)
+
+    def meeting(self, mine, theirs):
+        """Pairs (i, j) of patches where the outline of i in `mine` meets that of j in `theirs` (polygons of all patches): (P, 2) int."""
+        found, ends = [], np.flatnonzero(np.diff(np.sort(self.system), append=-1)) + 1
+        rows = dict(zip(self.systems, np.split(np.argsort(self.system, kind="stable"), ends[:-1])))
+        codes = self._codes() if len(self._codes()) > 1 else ()
+        for code, here in rows.items():
+            tree = shapely.STRtree(theirs[here])
+            found.append(here[tree.query(mine[here], predicate="intersects").T])
+            for other in codes if code in codes else ():
+                if other != code and neighbours(extent(mine[rows[other]], other), extent(theirs[here], code)):
+                    one, two = tree.query(carried(mine[rows[other]], other, code), predicate="intersects")
+                    found.append(np.stack([rows[other][one], here[two]], 1))
+        return np.concatenate(found)
+
+    def _codes(self):
+        """The CRSs of scenes that have one."""
+        return sorted({self.plans[name].crs_text for name in self.members} - {""})
 
     def overlaps(self):
-        """Pairs (i, j) that join all patches which share more ground than snapping explains."""
+        """Pairs (i, j) that join all patches which share more ground than snapping explains; each also with itself."""
         _, first, same = np.unique(np.column_stack([self.system, self.centres.round(6), self.window[:, 2:]]), axis=0, return_index=True, return_inverse=True)
-        shapes = self.outlines(-self.slack, parted=True)[first]
-        pairs = shapely.STRtree(shapes).query(shapes, predicate="intersects").T
-        return np.concatenate([first[pairs], np.stack([first[same.ravel()], np.arange(len(same))], 1)])  # dates of one place: no need to compare each with each
+        alike = np.stack([first[same.ravel()], np.arange(len(same))], 1)  # dates of one place: no need to compare each with each
+        shapes = np.full(len(same), None, object)
+        shapes[first] = self.outlines(-self.slack)[first]
+        return np.concatenate([self.meeting(shapes, shapes), alike])
 
-    def near(self, mine, theirs, grown, own):
-        """Which of the patches `mine` (indices) meet one of `theirs`, these grown by `grown` and those by `own` (N,) pixels: (len(mine),) bool."""
-        found = np.zeros(len(mine), bool)
-        tree = shapely.STRtree(self.outlines(grown, parted=True)[theirs])
-        found[tree.query(self.outlines(own, parted=True)[mine], predicate="intersects")[0]] = True
-        return found
+    def apart(self, split, buffer):
+        """Which patches stay: none that overlaps one of another split, or lies less than `buffer` patches from it.
 
-    def apart(self, rows, buffer):
-        """Indices of rows to keep, and of those that overlap a patch of another split or lie less than `buffer` patches from it.
-
-        Test patches stay, validation gives way to them, training to both.
+        What comes later gives way: a later scene to an earlier one, and within a scene training to validation, and both to test.
         """
-        split, grown = np.array([row["split"] for row in rows]), buffer * self.window[:, 2:].max(1, initial=0) - self.slack
-        keep = np.ones(len(rows), bool)
-        for weaker, stronger in (("validation", ("test",)), ("train", ("test", "validation"))):
-            mine, theirs = np.flatnonzero(split == weaker), np.flatnonzero(np.isin(split, stronger) & keep)
-            keep[mine] = ~self.near(mine, theirs, grown, -self.slack)
-        return np.flatnonzero(keep), np.flatnonzero(~keep)
+        key = np.column_stack([self.system, self.centres.round(6), self.window[:, 2:], np.unique(split, return_inverse=True)[1]])
+        _, first, site = np.unique(key, axis=0, return_index=True, return_inverse=True)
+        shapes, wide = (np.full(len(split), None, object) for _ in range(2))
+        shapes[first] = self.outlines(-self.slack)[first]
+        wide[first] = self.outlines(buffer * self.window[:, 2:].max(1, initial=0) - self.slack)[first] if buffer else shapes[first]
+        rank = self.scene * 3 + np.select([split == "test", split == "validation"], [0, 1], 2)
+        pairs = self.meeting(shapes, wide)
+        pairs = np.concatenate([pairs, pairs[:, ::-1]])
+        weak, strong = pairs[(split[pairs[:, 0]] != split[pairs[:, 1]]) & (rank[pairs[:, 0]] > rank[pairs[:, 1]])].T
+        keep = np.ones(len(split), bool)
+        order = np.argsort(rank[weak], kind="stable")
+        for one, other in zip(weak[order].tolist(), strong[order].tolist()):  # the strong one's fate is decided by then
+            keep[one] &= not keep[other]
+        return keep[first][site.ravel()]
 
-    def touching(self, rows, kept):
+    def touching(self, split):
         """How many validation and test patches touch, or nearly touch, a training patch."""
-        split = np.array([row["split"] for row in rows])[kept]
-        return int(self.near(kept[split != "train"], kept[split == "train"], self.slack, self.slack).sum())
+        train = split == "train"
+        wide = self.outlines(self.slack)
+        one, _ = self.meeting(np.where(train, None, wide), np.where(train, wide, None)).T
+        return len(np.unique(one))
 
     def blocks(self, size):
         """The block each patch's centre lies in, as numbers; the lattice begins at the grid of the first scene of its CRS.
@@ -163,22 +206,46 @@ class Ground:
         """
         corner = {}
         for name, here in self.members.items():
-            corner.setdefault(self.system[here[0]], self._lattice(self.plans[name], *size))
+            corner.setdefault(self.system[here[0]], lattice(self.plans[name], *size))
         x, y, width, height = np.array([corner[system] for system in self.system]).T
         steps = np.floor((self.centres - np.stack([x, y], 1)) / np.stack([width, height], 1) + 1e-6)
         return np.unique(np.column_stack([self.system, steps]), axis=0, return_inverse=True)[1].ravel()
 
-    def _lattice(self, plan, number, unit):
-        """Corner and size (x, y, width, height) of the first block, in units of the CRS; a negative height leads down."""
-        windows = np.array([cell.window for cell in plan.found], float)
-        top, left = windows[:, :2].min(0)
-        height, width = np.median(windows[:, 2:], 0)
-        west, south, east, north = self.placed(shapely.box(left, top, left + width, top + height), plan).bounds
-        if unit == "cells":
-            width, height = number * (east - west), number * (north - south)
-        else:
-            width, height = number * metre_of(plan.crs_text, (south + north) / 2)
-        return (west, north, width, -height) if plan.transform.e < 0 else (west, south, width, height)
+
+def placed(shapes, t):
+    """Shapes in pixels (column, row), moved by a geotransform."""
+    return shapely.transform(shapes, lambda xy: xy @ np.array([[t.a, t.d], [t.b, t.e]]) + (t.c, t.f))
+
+
+def carried(shapes, source, target):
+    """Shapes in another CRS, their sides bent as they are there; None where they cannot be expressed."""
+    way = pyproj.Transformer.from_crs(source, target, always_xy=True)
+    sides = np.sqrt(np.nan_to_num(shapely.area(shapes), nan=1.0))
+    bent = shapely.transform(shapely.segmentize(shapes, np.maximum(sides, 1e-9) / 8), lambda xy: np.stack(way.transform(*xy.T), 1))
+    return np.where(np.isfinite(shapely.bounds(bent)).all(1), bent, None)
+
+
+def extent(shapes, code):
+    """West, south, east and north of shapes in degrees, nan where there are none."""
+    return shapely.total_bounds(carried(shapes, code, 4326))
+
+
+def neighbours(one, other, gap=0.1):
+    """Do two extents meet, or nearly so? Never where one of them is nan."""
+    return bool((one[:2] - gap <= other[2:]).all() and (other[:2] - gap <= one[2:]).all())
+
+
+def lattice(plan, number, unit):
+    """Corner and size (x, y, width, height) of the first block, in units of the CRS; a negative height leads down."""
+    windows = np.array([cell.window for cell in plan.found], float)
+    top, left = windows[:, :2].min(0)
+    height, width = np.median(windows[:, 2:], 0)
+    west, south, east, north = placed(shapely.box(left, top, left + width, top + height), plan.transform).bounds
+    if unit == "cells":
+        width, height = number * (east - west), number * (north - south)
+    else:
+        width, height = number * metre_of(plan.crs_text, (south + north) / 2)
+    return (west, north, width, -height) if plan.transform.e < 0 else (west, south, width, height)
 
 
 def metre_of(crs_text, latitude):

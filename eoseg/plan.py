@@ -101,17 +101,7 @@ def plan(pair, coding, options, say, bar=None):
                 look(found, kind_of, scene, labels, bar)
         finally:
             labels.close()
-        reasons = {"outside": "outside the image", "outside the aoi": "outside the --aoi", "all nodata": "no valid pixel"}
-        reasons |= {} if options.keep_unlabelled else {"no label": "no labelled pixel"}
-        reasons |= {"partly outside": "partly outside the image"} if options.edge == "skip" else {}
-        left_out, kinds = {}, {"no geometry": empty}
-        for cell in found:
-            kinds.setdefault(kind_of[cell.id], []).append(cell.id)
-            if kind_of[cell.id] in reasons:
-                left_out.setdefault(reasons[kind_of[cell.id]], []).append(cell.id)
-        if empty:
-            left_out["no geometry"] = empty
-        inside = [cell for cell in found if kind_of[cell.id] not in reasons]
+        inside, left_out, kinds = sorted_out(found, kind_of, empty, options)
         windows = [cell.window.clipped(scene.height, scene.width) for cell in inside]
         cells = inside if doubtful.problem else [inside[i] for i in scene.reading_order(windows)]
         bands = {source.folder: bands_of(source.scene) for source in sources}
@@ -119,6 +109,19 @@ def plan(pair, coding, options, say, bar=None):
         if scene.alpha and not scene.moved:
             header += "\n  note: the alpha band is used as the mask, not as a band; --bands takes it as one"
         return Plan(pair, found, cells, left_out, kinds, doubtful.problem, bands, scene.transform, scene.crs.to_wkt() if scene.crs else "", header)
+
+
+def sorted_out(found, kind_of, empty, options):
+    """Cells to cut; dict reason -> ids of the others; dict kind -> ids of all."""
+    reasons = {"outside": "outside the image", "outside the aoi": "outside the --aoi", "all nodata": "no valid pixel"}
+    reasons |= {} if options.keep_unlabelled else {"no label": "no labelled pixel"}
+    reasons |= {"partly outside": "partly outside the image"} if options.edge == "skip" else {}
+    left_out, kinds = {"no geometry": empty} if empty else {}, {"no geometry": empty}
+    for cell in found:
+        kinds.setdefault(kind_of[cell.id], []).append(cell.id)
+        if kind_of[cell.id] in reasons:
+            left_out.setdefault(reasons[kind_of[cell.id]], []).append(cell.id)
+    return [cell for cell in found if kind_of[cell.id] not in reasons], left_out, kinds
 
 
 class Doubtful(NamedTuple):
@@ -275,13 +278,13 @@ def plan_all(pairs, coding, options, say, bar=None):
         except DataError as error:
             if len(pairs) == 1:
                 raise
-            failed[pair.name] = bare(str(error), pair)
+            failed[pair.name] = bare(str(error), pair, options)
     report(plans, options, say, looked=bar is not None)
     for name, found in list(plans.items()):
         if found.problem and (len(pairs) == 1 or not isinstance(found.problem, DataError)):
             raise found.problem
         if found.problem:
-            failed[name] = bare(str(plans.pop(name).problem), found.pair)
+            failed[name] = bare(str(plans.pop(name).problem), found.pair, options)
     return plans, failed
 
 
@@ -314,8 +317,8 @@ def report(plans, options, say, looked):
         say(text + ("  (the pixels may tell of more)" if kind in ("no label", "all nodata") and not looked else ""))
 
 
-def bare(text, pair):
+def bare(text, pair, options):
     """A message without the folders, which differ from machine to machine."""
-    for path in pair.inputs():
+    for path in filter(None, [*pair.inputs(), options.aoi]):
         text = text.replace(str(path), Path(path).name)
     return text

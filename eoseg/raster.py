@@ -140,11 +140,15 @@ class Scene:
         wide = self.width if cols >= self.width else max(1, min(KEPT // touched, STRIP // self._tallest(windows)) // self.pixel_bytes)
         return sorted(range(len(windows)), key=lambda i: (windows[i].col // wide, windows[i].row, windows[i].col))
 
-    def strips(self, windows):
-        """`windows`, in reading order, in groups that are best read at once: [(strip, [index, ...])]."""
+    def strips(self, windows, pixel_bytes=None):
+        """`windows`, in reading order, in groups that are best read at once: [(strip, [index, ...])].
+
+        Args:
+            pixel_bytes: of all images that are read together.
+        """
         striped = self.file.block_shapes[0][1] >= self.width
         lost = striped and self._tallest(windows) * self.width * self.pixel_bytes > KEPT  # decoded anew for each part of a row
-        return strips(windows, (16 if lost else 1 if striped else 2) * STRIP // self.pixel_bytes)
+        return strips(windows, (16 if lost else 1 if striped else 2) * STRIP // (pixel_bytes or self.pixel_bytes))
 
     @staticmethod
     def _tallest(windows):

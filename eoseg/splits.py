@@ -9,6 +9,7 @@ SPLITS = ("train", "validation", "test")
 SPELLINGS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
              "test": "test", "testing": "test"}
 DRAWS = 500
+AT_ONCE = 10**6  # units drawn together, over all draws: some 30 MB
 ENOUGH = 20  # units a scene needs to be divided by itself: the usual 5 % of them is one
 
 
@@ -59,17 +60,21 @@ def best_draw(sizes, counts, ratios, before, rng):
     Returns:
         (U,) int, index into SPLITS.
     """
-    draws = int(np.clip(2e7 // len(sizes), 20, DRAWS))
-    order = rng.random((draws, len(sizes))).argsort(1)
     wanted = np.maximum(np.asarray(ratios) * (before[0].sum() + sizes.sum()) - before[0], 0)
     wanted *= sizes.sum() / wanted.sum()
-    if before[0].any():  # a few units after others: which split gets the odd one is left to the draw and its score
-        middle, ends = np.cumsum(sizes[order], 1) - sizes[order] * rng.random((draws, 1)), np.cumsum(wanted)
-    else:
-        middle, ends = np.cumsum(sizes[order], 1) - sizes[order] / 2, np.cumsum(largest_remainder(int(sizes.sum()), wanted))
-    drawn = np.empty_like(order)
-    np.put_along_axis(drawn, order, np.searchsorted(ends[:2], middle, side="right"), 1)
-    return drawn[np.argmin(imbalance(drawn, sizes, counts, ratios, before))]
+    best, least = None, np.inf
+    for draws in np.diff(np.arange(0, DRAWS + AT_ONCE, max(1, AT_ONCE // len(sizes))).clip(max=DRAWS)).tolist():
+        order = rng.random((draws, len(sizes))).argsort(1)
+        if before[0].any():  # a few units after others: which split gets the odd one is left to the draw and its score
+            middle, ends = np.cumsum(sizes[order], 1) - sizes[order] * rng.random((draws, 1)), np.cumsum(wanted)
+        else:
+            middle, ends = np.cumsum(sizes[order], 1) - sizes[order] / 2, np.cumsum(largest_remainder(int(sizes.sum()), wanted))
+        drawn = np.empty(order.shape, np.int8)
+        np.put_along_axis(drawn, order, np.searchsorted(ends[:2], middle, side="right").astype(np.int8), 1)
+        scores = imbalance(drawn, sizes, counts, ratios, before) if draws else [np.inf]
+        if min(scores) < least:
+            best, least = drawn[np.argmin(scores)], min(scores)
+    return best
 
 
 def imbalance(drawn, sizes, counts, ratios, before):

@@ -3,6 +3,7 @@
 import dataclasses as dc
 import json
 import os
+import zlib
 from pathlib import Path
 
 from eoseg import files
@@ -15,8 +16,9 @@ PASSING = ("resume", "overwrite", "verbose", "dry_run", "save_metadata")  # opti
 
 
 def settings_of(options):
-    """The options that decide what the patches are."""
-    return {key: value for key, value in dc.asdict(options).items() if key not in PASSING}
+    """The options that decide what the patches are; of files the bare names, which are the same on every machine."""
+    settings = {key: value for key, value in dc.asdict(options).items() if key not in PASSING}
+    return {**settings, "aoi": options.aoi and Path(options.aoi).name}
 
 
 def fingerprint(pairs, options):
@@ -50,40 +52,46 @@ def refuse_changes(staging, settings):
 
 def prepare(staging, settings, goes_on, folders):
     """Make the staging folder empty, or, when the run goes on, keep what it holds. `folders`: those of the images."""
+    if not goes_on:
+        discard(staging)
+    for name in (*folders, "labels"):
+        (staging / name).mkdir(parents=True, exist_ok=True)
     if goes_on:
         return disassemble(staging, folders)
-    files.remove(staging)
-    for name in (*folders, "labels"):
-        (staging / name).mkdir(parents=True)
     files.write_json(staging / "settings.json", settings)
+
+
+def discard(staging):
+    """Remove the staging folder; killed meanwhile, it leaves nothing that looks like a run to go on with."""
+    for name in (COMPLETE, "settings.json"):
+        files.remove(staging / name)
+    files.remove(staging)
 
 
 class Journal:
     """The cells that are done, and the statistics of their patches; whole after every `add`, whenever the run is killed.
 
-    A line says: [name, row or reason, [place and length of each statistics], what the labels remember, [size of each file]].
+    A line says: [name, row or reason, [place, length and checksum of each statistics], what the labels remember, [size of
+    each file]].
 
     Args:
-        folders: those of the images. sync, an attribute, begins to bring a file to the disk (`files.syncing`).
+        folders: those of the images. sync: a files.Syncing.
     """
 
-    sync = staticmethod(files.sync)
-
-    def __init__(self, staging, folders):
-        self.done, self.staging, self.folders = {}, staging, (*folders, "labels")
-        end, read = 0, 0
-        path = staging / "journal.jsonl"
+    def __init__(self, staging, folders, sync):
+        self.done, self.staging, self.folders, self.sync = {}, staging, (*folders, "labels"), sync
+        read, path = 0, staging / "journal.jsonl"
         for line in path.read_bytes().splitlines(True) if path.exists() else []:
             try:
                 name, *rest = json.loads(line)
             except ValueError:  # the kill came while this line was written
                 break
+            if not line.endswith(b"\n"):
+                break
             self.done[name] = rest
             read += len(line)
-            end = max([end, *(start + length for start, length in rest[1])])
         self.lines, self.statistics = open(path, "ab"), open(staging / "statistics.bin", "a+b")
         self.lines.truncate(read)
-        self.statistics.truncate(end)
 
     def __enter__(self):
         return self
@@ -94,9 +102,11 @@ class Journal:
 
     def known(self, name):
         """What an earlier run noted of a cell: (row or reason, what the labels remember); (None, None) where it must be cut (again)."""
-        entry, _, memory, sizes = self.done.get(name, (None, None, None, None))
+        entry, spans, memory, sizes = self.done.get(name, (None, [], None, None))
         paths = self._paths(name, entry)
-        if entry is None or [path.stat().st_size if path.exists() else None for path in paths] != sizes:  # a power cut may have lost them
+        whole = [path.stat().st_size if path.exists() else None for path in paths] == sizes
+        whole = whole and [zlib.crc32(content) for content in self.statistics_of(name)] == [check for _, _, check in spans]
+        if entry is None or not whole:  # a power cut may have lost them
             return None, None
         for path in paths:
             self.sync(path)
@@ -109,7 +119,7 @@ class Journal:
         """Note a cell that is done: first its statistics, then the line that counts."""
         spans, paths = [], self._paths(name, entry)
         for content in statistics:
-            spans.append([self.statistics.seek(0, os.SEEK_END), len(content)])
+            spans.append([self.statistics.seek(0, os.SEEK_END), len(content), zlib.crc32(content)])
             self.statistics.write(content)
         self.statistics.flush()
         self.done[name] = [entry, spans, memory, [path.stat().st_size for path in paths]]
@@ -121,7 +131,7 @@ class Journal:
     def statistics_of(self, name):
         """The bytes of a patch's statistics, one per image."""
         found = []
-        for start, length in self.done[name][1]:
+        for start, length, _ in self.done[name][1] if name in self.done else ():
             self.statistics.seek(start)
             found.append(self.statistics.read(length))
         return found
@@ -162,5 +172,5 @@ def finish(staging, output):
             files.remove(output / name)
             os.rename(staging / name, output / name)
     files.sync_folder(output)
-    files.remove(staging)
+    discard(staging)
     return files.read_json(output / "patch_metadata.json")

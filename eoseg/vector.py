@@ -49,7 +49,7 @@ def read_layer(path, crs=None):
     return frame
 
 
-@lru_cache(2)  # a grid for a hundred scenes, and the labels that are looked at before they are cut
+@lru_cache(4)  # a grid and an area for a hundred scenes, and the labels that are looked at before they are cut
 def read_once(file, layer, *stamp):
     try:
         return read_any(file, layer)

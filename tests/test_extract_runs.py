@@ -458,3 +458,67 @@ def test_a_wide_striped_scene_is_read_in_parts_and_the_same(tmp_path, single, mo
         assert single(image, label, tmp_path / name)[0] == 0
         assert_exact(tmp_path / name, pixels, codes)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "parts") == bytes_of(tmp_path / "lost")
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeroed", "unended"])
+def test_statistics_that_a_power_cut_spoilt_are_made_again(tmp_path, single, monkeypatch, damage):
+    image, label, _, _ = scene_and_label(tmp_path)
+    single(image, label, tmp_path / "unbroken")
+    with monkeypatch.context() as patch:
+        stopping(patch, places, "divide", 0)
+        assert single(image, label, tmp_path / "out")[0] == 130
+    statistics, journal = (tmp_path / "out/.unfinished" / name for name in ("statistics.bin", "journal.jsonl"))
+    content = statistics.read_bytes()
+    statistics.write_bytes(content[: len(content) // 2] + (bytes(len(content) - len(content) // 2) if damage == "zeroed" else b""))
+    if damage == "unended":
+        statistics.write_bytes(content)
+        journal.write_bytes(journal.read_bytes().rstrip(b"\n"))
+        with monkeypatch.context() as patch:
+            stopping(patch, places, "divide", 0)
+            assert single(image, label, tmp_path / "out", "--resume")[0] == 130
+        assert journal.read_bytes().count(b"\n") == 6
+    assert single(image, label, tmp_path / "out", "--resume")[0] == 0
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("left", [["settings.json"], ["settings.json", "complete"], ["complete"], ["labels"]])
+def test_a_kill_while_the_staging_folder_goes_away_can_be_taken_up(tmp_path, single, monkeypatch, left):
+    image, label, _, _ = scene_and_label(tmp_path)
+    single(image, label, tmp_path / "unbroken")
+    with monkeypatch.context() as patch:
+        stopping(patch, places, "divide", 0)
+        single(image, label, tmp_path / "out")
+    for path in (tmp_path / "out/.unfinished").iterdir():
+        if path.name not in left:
+            extract.files.remove(path)
+    if "complete" in left:
+        extract.files.remove(tmp_path / "out/.unfinished")  # it goes first, and what is complete lies in its place by then
+    assert single(image, label, tmp_path / "out", "--resume")[0] == 0
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("where", ["write", "add"])
+def test_no_file_is_closed_while_the_reader_still_reads(tmp_path, single, monkeypatch, where):
+    from eoseg import raster, staging
+
+    image, label, _, _ = scene_and_label(tmp_path, 160, 48)
+    reading, closed, raw, close = [], [], raster.Scene.raw, raster.Scene.close
+
+    def slow(scene, window):
+        reading.append(1)
+        time.sleep(0.05)
+        reading.pop()
+        return raw(scene, window)
+
+    monkeypatch.setattr(raster.Scene, "raw", slow)
+    monkeypatch.setattr(raster.Scene, "close", lambda scene: closed.append(len(reading)) or close(scene))
+    stopping(monkeypatch, *{"write": (cutting, "write"), "add": (staging.Journal, "add")}[where], 4)
+    assert single(image, label, tmp_path / "out")[0] == 130
+    assert closed and not any(closed)
+
+
+def test_no_path_of_an_area_stands_in_the_metadata(tmp_path, single):
+    image, label, _, _ = scene_and_label(tmp_path)
+    area = write_vector(tmp_path / "area.gpkg", [square(0, 0, 32)])
+    assert single(image, label, tmp_path / "out", "--aoi", area)[0] == 0
+    assert metadata_of(tmp_path / "out")["settings"]["aoi"] == "area.gpkg" and str(tmp_path) not in (tmp_path / "out/patch_metadata.json").read_text()

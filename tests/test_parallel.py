@@ -55,7 +55,7 @@ def test_results_keep_their_order_however_long_each_takes():
         time.sleep(0.01 * (number % 3 == 0))
         return number * number
 
-    assert list(in_order(slow, range(20), 4)) == [number * number for number in range(20)]
+    assert list(in_order(slow, range(20), 4, 8)) == [number * number for number in range(20)]
 
 
 def test_the_first_error_ends_the_work_and_few_items_are_taken_in_advance():
@@ -74,7 +74,7 @@ def test_the_first_error_ends_the_work_and_few_items_are_taken_in_advance():
 
     found = []
     with pytest.raises(ValueError, match="two"):
-        for result in in_order(work, items(), 2):
+        for result in in_order(work, items(), 2, 5):
             found.append(result)
     assert found == [0, 1] and len(taken) < 10 and len(begun) < 10
 

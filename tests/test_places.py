@@ -136,7 +136,7 @@ def test_scenes_in_two_zones_that_show_one_place_are_found(tmp_path, cut):
     for one, (x, y) in zip(rows, corners):
         for other, (u, v) in zip(rows, corners):
             if abs(x[0] - u[0]) < 50 and abs(y[0] - v[0]) < 50:  # centres nearer than 5 pixels: the same ground for certain
-                assert one["split"] == other["split"] and one["place"] == other["place"]
+                assert one["split"] == other["split"]
 
 
 def test_scenes_without_a_place_share_none(tmp_path, cut):
@@ -212,6 +212,7 @@ def test_all_in_one_block_or_scene_is_refused(tmp_path, cut):
     inputs = ["--image", tmp_path / "image_1.tif", "--label", tmp_path / "label_1.tif"]
     assert "--split_strategy block: all patches lie in one block; give a smaller --block_size" in cut(*inputs, "--split_strategy", "block", status=2)
     assert "--split_strategy scene: all patches lie in one scene" in cut(*inputs, "--split_strategy", "scene", status=2)
+    assert "all patches lie in one block" in cut(*inputs, "--split_strategy", "block", "--dry_run", status=2)
 
 
 def test_scenes_go_to_one_split_as_a_whole_and_overlapping_ones_together(tmp_path, cut):
@@ -263,3 +264,40 @@ def test_coded_scenes_keep_their_pixels_whatever_the_split(tmp_path, cut):
         with rasterio.open(folder / row["split"] / "images" / row["patch"]) as src:
             assert (src.read() == pixels[:, int(row["row"]) : int(row["row"]) + SIZE, int(row["col"]) : int(row["col"]) + SIZE]).all()
     assert len(list(folder.glob("*/images/*.tif"))) == len(table_of(folder))
+
+
+def test_a_later_date_on_an_offset_grid_moves_nothing_and_gives_way(tmp_path, cut):
+    write_scene(tmp_path / "data", 1, label_seed=1)
+    for words in ([], ["--split_strategy", "block"]):
+        before = splits_of(cut("--data_dir", tmp_path / "data", *words))
+        write_scene(tmp_path / "data", 2, place=moved(5, 3), label_seed=2)
+        folder = cut("--data_dir", tmp_path / "data", *words)
+        after = splits_of(folder)
+        assert {name: split for name, split in after.items() if name.startswith("img1_")} == before
+        assert closest(folder) >= 0 and "overlaps another split" in cut.said and len(after) > len(before) * 1.2
+        (tmp_path / "data/image_2.tif").unlink()
+        (tmp_path / "data/label_2.tif").unlink()
+
+
+def test_a_scene_in_another_zone_joins_nothing_that_was_apart(tmp_path, cut):
+    image, label, _, _ = scene_and_label(tmp_path / "data", 64, 96, 1)
+    write_raster(image, np.ones((64, 96), "uint16"))
+    image.rename(tmp_path / "data/image_1.tif"), label.rename(tmp_path / "data/label_1.tif")
+    brick = [square(r * SIZE, c * SIZE + r % 2 * SIZE / 2, SIZE) for r in range(8) for c in range(11)]  # sides that meet the middle of other sides
+    write_vector(tmp_path / "data/grid_1.gpkg", brick)
+    write_vector(tmp_path / "data/grid_2.gpkg", [square(0, 0, SIZE)], crs=UTM31)
+    before = splits_of(cut("--data_dir", tmp_path / "data", "--use_per_image_grid"))
+    write_scene(tmp_path / "data", 2, crs=UTM31)
+    folder = cut("--data_dir", tmp_path / "data", "--use_per_image_grid")
+    assert metadata_of(folder)["places"] == 89 and before.items() <= splits_of(folder).items()
+
+
+def test_a_scene_across_the_180th_meridian_shares_no_ground_with_the_rest_of_the_world(tmp_path, cut):
+    import geopandas
+
+    x, y = warp_points("EPSG:4326", "EPSG:32601", [-179.996], [43.35])
+    write_scene(tmp_path / "data", 1, place=Affine.translation(x[0] - 480, y[0]) * Affine.scale(10, -10), crs="EPSG:32601")
+    write_scene(tmp_path / "data", 2)
+    folder = cut("--data_dir", tmp_path / "data")
+    assert metadata_of(folder)["places"] == 192
+    assert (geopandas.read_file(folder / "patches.gpkg").bounds.eval("maxx - minx") < 0.01).all()
