@@ -106,6 +106,8 @@ def print_result(metadata, options, folder):
         chained = strategy == "random" and metadata["places"] == 1 < sum(patches.values())
         remedy = "all patches overlap one another in one chain; --split_strategy block parts them" if chained else "give a larger --val_ratio or more cells"
         print(f"note: validation is empty, and training needs it; {remedy}")
+    if not patches["train"]:
+        print("note: no training patch is left; give a smaller --buffer, a larger --train_ratio, or more cells")
     evaluated = patches["validation"] + patches["test"]
     if metadata["touching"]:
         remedy = "--buffer 1 leaves such training patches out" if strategy != "random" else "--split_strategy block keeps neighbours together, --buffer 1 leaves such training patches out"

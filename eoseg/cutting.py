@@ -10,7 +10,6 @@ from eoseg import raster, validity
 from eoseg.coding import IGNORE
 from eoseg.errors import ReadError
 from eoseg.normalize import BandStatistics
-from eoseg.patchfile import PatchWriter
 from eoseg.parallel import ahead, give_back_memory, in_order
 from eoseg.tiles import Window
 from eoseg.vector import Cell
@@ -19,11 +18,10 @@ WAITING = 2**25  # bytes of pixels that may wait for a free core
 
 
 class Source(NamedTuple):
-    """One image of a place; several sensors or dates of it share the grid of the first. Patches go into `folder`, as `encode` makes them."""
+    """One image of a place; several sensors or dates of it share the grid of the first. Patches go into `folder`."""
 
     scene: raster.Scene
     folder: str
-    encode: PatchWriter
 
 
 class Job(NamedTuple):
@@ -53,7 +51,6 @@ class Bench(NamedTuple):
     sources: list
     options: object
     folder: Path
-    encode_label: PatchWriter
 
 
 def cut_cells(pair, sources, labels, cells, options, folder):
@@ -66,7 +63,7 @@ def cut_cells(pair, sources, labels, cells, options, folder):
         Outcome of each cell, in the order of `cells`.
     """
     most = max((cell.window.height * cell.window.width for cell in cells), default=1) * sum(source.scene.pixel_bytes for source in sources)
-    bench = Bench(pair, sources, options, folder, PatchWriter(sources[0].scene.crs, IGNORE, ["class"], options.compress))
+    bench = Bench(pair, sources, options, folder)
     with contextlib.closing(read_jobs(sources, labels, cells)) as jobs:
         yield from in_order(lambda job: cut(bench, job), jobs, raster.THREADS, 1 + min(2 * raster.THREADS, WAITING // most))
 
@@ -146,17 +143,19 @@ def cut(bench, job):
 
 
 class Piece(NamedTuple):
-    """Pixels (B, H, W) in the file's own type, missing (B, H, W) and valid (H, W), and the value of pixels that are not there."""
+    """Pixels (B, H, W) in the file's own type, missing (B, H, W) and valid (H, W), the value of pixels that are not there,
+    and whether it is the file's nodata."""
 
     pixels: np.ndarray
     missing: np.ndarray
     valid: np.ndarray
     fill: np.ndarray
+    marked: bool
 
 
 def judged(scene, pixels, mask):
     """A Piece of a scene from what `Scene.raw` read."""
-    return Piece(pixels, *scene.judged(pixels, mask), np.array(scene.fill or 0).astype(pixels.dtype))
+    return Piece(pixels, *scene.judged(pixels, mask), np.array(scene.fill or 0).astype(pixels.dtype), scene.fill is not None)
 
 
 def not_finite(pixels, nodata):
@@ -170,11 +169,11 @@ def not_finite(pixels, nodata):
 def too_little(target, valid, options):
     """Why a patch is not worth keeping; None when it is."""
     labelled = (target != IGNORE).sum()
-    if options.max_nodata is not None and 1 - valid.mean() > options.max_nodata:
+    if options.max_nodata is not None and (~valid).sum() > options.max_nodata * valid.size + 1e-6:
         return "more nodata than --max_nodata"
     if not labelled and not options.keep_unlabelled:
         return "no labelled pixel"
-    if options.min_labelled is not None and labelled < options.min_labelled * target.size:
+    if options.min_labelled is not None and labelled < options.min_labelled * target.size - 1e-6:
         return "fewer labels than --min_labelled"
     return None
 
@@ -183,7 +182,7 @@ def padded(piece, window, part):
     """A Piece that was read of `part`, in its window: nothing is valid beyond the image."""
     if window == part:
         return piece
-    return Piece(*(around(array, window, part, value) for array, value in zip(piece, (piece.fill, True, False))), piece.fill)
+    return Piece(*(around(array, window, part, value) for array, value in zip(piece, (piece.fill, True, False))), *piece[3:])
 
 
 def around(array, window, part, value):
@@ -203,7 +202,7 @@ def resampled(piece, size, interpolation):
     """Scale a Piece to `size` pixels a side: the image as asked, validity by the nearest pixel centre."""
     missing, valid = nearest(piece.missing, size), nearest(piece.valid, size)
     if interpolation == "nearest":
-        return Piece(nearest(piece.pixels, size), missing, valid, piece.fill)
+        return Piece(nearest(piece.pixels, size), missing, valid, *piece[3:])
     import cv2  # these two weigh 50 MB, which only --resample needs
     from scipy.ndimage import distance_transform_edt
 
@@ -216,8 +215,10 @@ def resampled(piece, size, interpolation):
         smooth = cv2.resize(smooth, (size, size), interpolation=way)
         if dtype.kind in "iu":
             smooth = np.clip(np.rint(smooth), np.iinfo(dtype).min, np.iinfo(dtype).max)
+            if piece.marked:  # a valid pixel must not become nodata
+                smooth[smooth == piece.fill] += 1 if piece.fill < np.iinfo(dtype).max else -1
         scaled[band] = np.where(nearest(holes, size), piece.fill, smooth.astype(dtype))
-    return Piece(scaled, missing, valid, piece.fill)
+    return Piece(scaled, missing, valid, *piece[3:])
 
 
 def write(bench, cell, pieces, target, scale):
@@ -226,8 +227,10 @@ def write(bench, cell, pieces, target, scale):
     for source, piece in zip(bench.sources, pieces):
         scene, nodata = source.scene, source.scene.fill
         mask = piece.valid if not piece.valid.all() and (nodata is None or scene.masked) else None
-        (bench.folder / source.folder / name).write_bytes(source.encode(piece.pixels, place, mask))
-    (bench.folder / "labels" / name).write_bytes(bench.encode_label(target[None], place))
+        image = raster.patch_bytes(piece.pixels, place, scene.crs, nodata, scene.names, bench.options.compress, mask)
+        (bench.folder / source.folder / name).write_bytes(image)
+    label = raster.patch_bytes(target[None], place, bench.sources[0].scene.crs, IGNORE, ["class"], bench.options.compress)
+    (bench.folder / "labels" / name).write_bytes(label)
 
 
 def row_of(pair, scene, cell, target, valid, broken):

@@ -77,7 +77,8 @@ def rehearse(pairs, coding, options, say, bar):
     places.check(plans, options)
     for name, why in failed.items():
         say(f"would fail: {name}: {why}")
-    say(f"{sum(len(plan.cells) for plan in plans.values()):,} patches of {options.patch_size} pixels would be cut; nothing was written (--dry_run)")
+    limits = ", less those that --max_nodata and --min_labelled leave out" if options.max_nodata is not None or options.min_labelled is not None else ""
+    say(f"{sum(len(plan.cells) for plan in plans.values()):,} patches of {options.patch_size} pixels would be cut{limits}; nothing was written (--dry_run)")
 
 
 class Run(NamedTuple):

@@ -61,7 +61,7 @@ class RasterLabels:
         if self.view is self.src:
             return True
         (left, *_, right), (bottom, *_, top) = (sorted(side) for side in zip(*(self.scene.transform * corner for corner in corners_of(window))))
-        west, south, east, north = self.bounds
+        (west, east), (south, north) = (sorted(self.bounds[side::2]) for side in (0, 1))  # south-up rasters turn them round
         return left < east and right > west and bottom < north and top > south
 
     def memory(self):
@@ -94,7 +94,9 @@ class Drawn:
     def hits(self, window):
         """Indices of the polygons that meet a window, in their order."""
         corners = [self.scene.transform * corner for corner in corners_of(window)]
-        return np.sort(self.tree.query(shapely.Polygon(corners), predicate="intersects"))
+        around = shapely.Polygon(corners)
+        hits = np.sort(self.tree.query(around, predicate="intersects"))
+        return hits[shapely.relate_pattern(around, self.shapes[hits], "T********")]  # more than a common border
 
     def read(self, window):
         """Values of a window: (H, W) uint8."""
@@ -104,9 +106,11 @@ class Drawn:
         return rasterize(zip(self.shapes[hits], self.values[hits].tolist()), shape, fill=self.outside, transform=self.scene.placed(window), dtype="uint8")
 
 
-def read_polygons(path, scene, options, say):
+def read_polygons(path, scene, options, say, near=True):
     """The polygons of a file in the scene's CRS, a GeoDataFrame; those without a shape left out.
 
+    Args:
+        near: they must lie near the scene.
     Raises:
         DataError: other shapes than polygons, none at all, or none near the scene.
     """
@@ -115,7 +119,8 @@ def read_polygons(path, scene, options, say):
     other = sorted(set(frame.geom_type) - {"Polygon", "MultiPolygon"})
     if frame.empty or other:
         raise DataError(f"{path}: holds {listing(other) or 'no polygon'} where polygons are needed; draw or buffer some, or choose another file.")
-    check_overlap(path, frame.total_bounds, scene)
+    if near:
+        check_overlap(path, frame.total_bounds, scene)
     return frame
 
 
@@ -188,7 +193,7 @@ def open_area(scene, options, say=print):
     """The area of interest, Drawn as 1 on 0; None without --aoi."""
     if options.aoi is None:
         return None
-    shapes = read_polygons(options.aoi, scene, options, say).geometry
+    shapes = read_polygons(options.aoi, scene, options, say, near=False).geometry
     return Drawn(shapes, np.ones(len(shapes), int), 0, scene)
 
 

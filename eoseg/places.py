@@ -118,11 +118,14 @@ class Ground:
         self.slack = np.where(exact, EXACT, np.minimum(LOST, self.window[:, 2:].min(1, initial=np.inf) / 4))
         self.scene, self.system = np.empty(len(rows), int), np.empty(len(rows), int)  # of each row, as numbers
         self.centres, self.systems = np.empty((len(rows), 2)), {}
+        pixel = np.empty((len(rows), 2))
         for number, (name, here) in enumerate(self.members.items()):
             plan, middle = plans[name], self.window[here][:, 1::-1] + self.window[here][:, :1:-1] / 2
             self.scene[here] = number
             self.system[here] = self.systems.setdefault(plan.crs_text or (f"scene {name}" if plan.transform.is_identity else ""), len(self.systems))
             self.centres[here] = np.stack(plan.transform * tuple(middle.T), 1)
+            pixel[here] = np.hypot(plan.transform.a, plan.transform.d), np.hypot(plan.transform.b, plan.transform.e)
+        self.site = np.column_stack([self.system, (self.centres / pixel).round(2), self.window[:, 2:], pixel])  # equal rows show the very same ground
 
     def outlines(self, grown=0):
         """Polygons of the patches in the CRS of each, each side moved outwards by `grown` (N,) pixels of its scene."""
@@ -165,7 +168,7 @@ class Ground:
 
     def overlaps(self):
         """Pairs (i, j) that join all patches which share more ground than snapping explains; each also with itself."""
-        _, first, same = np.unique(np.column_stack([self.system, self.centres.round(6), self.window[:, 2:]]), axis=0, return_index=True, return_inverse=True)
+        _, first, same = np.unique(self.site, axis=0, return_index=True, return_inverse=True)
         alike = np.stack([first[same.ravel()], np.arange(len(same))], 1)  # dates of one place: no need to compare each with each
         shapes = np.full(len(same), None, object)
         shapes[first] = self.outlines(-self.slack)[first]
@@ -176,7 +179,7 @@ class Ground:
 
         What comes later gives way: a later scene to an earlier one, and within a scene training to validation, and both to test.
         """
-        key = np.column_stack([self.system, self.centres.round(6), self.window[:, 2:], np.unique(split, return_inverse=True)[1]])
+        key = np.column_stack([self.site, np.unique(split, return_inverse=True)[1]])
         _, first, site = np.unique(key, axis=0, return_index=True, return_inverse=True)
         shapes, wide = (np.full(len(split), None, object) for _ in range(2))
         shapes[first] = self.outlines(-self.slack)[first]

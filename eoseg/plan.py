@@ -11,7 +11,6 @@ from eoseg.coding import IGNORE
 from eoseg.cutting import Source
 from eoseg.errors import DataError, ReadError, SetupError, listing
 from eoseg.labels import check_overlap, corners_of, open_area, open_labels
-from eoseg.patchfile import PatchWriter
 from eoseg.splits import by_column
 from eoseg.tiles import Window, regular_windows
 
@@ -67,7 +66,7 @@ def opened(pair, options, say):
             if scene.moved:
                 check_overlap(path, raster.bounds_in(scene.file, lead.crs), lead)
                 say(f"note: {path}: lies on another grid than {pair.image}; resampled onto it ({options.interpolation})")
-            sources.append(Source(scene, folder, PatchWriter(scene.crs, scene.fill, scene.names, options.compress)))
+            sources.append(Source(scene, folder))
         yield sources
 
 
@@ -98,7 +97,7 @@ def plan(pair, coding, options, say, bar=None):
             kind_of = {cell.id: kind(cell, scene, labels, area) for cell in found}
             kind_of |= dict.fromkeys(doubtful.wrong, "wrong size") | dict.fromkeys(doubtful.twice, "duplicate id")
             if bar and not doubtful.problem:
-                look(found, kind_of, scene, labels, bar)
+                look(found, kind_of, [source.scene for source in sources], labels, bar)
         finally:
             labels.close()
         inside, left_out, kinds = sorted_out(found, kind_of, empty, options)
@@ -208,13 +207,13 @@ def kind(cell, scene, labels, area):
     return "rotated" if cell.rotation else "snapped" if max(map(abs, cell.shift)) > 1e-3 else "ok"
 
 
-def look(found, kind_of, scene, labels, bar):
+def look(found, kind_of, scenes, labels, bar):
     """Which of the cells hold no data, or no label: in a dry run, by reading the labels and as little of the image as will tell."""
     cells = [cell for cell in found if kind_of[cell.id] not in ("outside", "outside the aoi", "no label")]
-    parts = [cell.window.clipped(scene.height, scene.width) for cell in cells]
-    for index in bar(scene.reading_order(parts), desc="looking", unit="cell"):
+    parts = [cell.window.clipped(scenes[0].height, scenes[0].width) for cell in cells]
+    for index in bar(scenes[0].reading_order(parts), desc="looking", unit="cell"):
         try:
-            if not has_data(scene, parts[index]):
+            if not any(has_data(scene, parts[index]) for scene in scenes):
                 kind_of[cells[index].id] = "all nodata"
             elif (labels.read(parts[index]) == IGNORE).all():
                 kind_of[cells[index].id] = "no label"
@@ -280,12 +279,23 @@ def plan_all(pairs, coding, options, say, bar=None):
                 raise
             failed[pair.name] = bare(str(error), pair, options)
     report(plans, options, say, looked=bar is not None)
+    refuse_together(plans, options)
     for name, found in list(plans.items()):
         if found.problem and (len(pairs) == 1 or not isinstance(found.problem, DataError)):
             raise found.problem
         if found.problem:
             failed[name] = bare(str(plans.pop(name).problem), found.pair, options)
     return plans, failed
+
+
+def refuse_together(plans, options):
+    """What only all scenes together can tell: an area of interest that lies elsewhere, and patches of one name."""
+    if options.aoi and plans and not any(set(found.kinds) - {"outside the aoi", "outside", "no geometry"} for found in plans.values()):
+        raise DataError(f"{options.aoi}: lies beside every cell; check that it shows the same place, or name its true CRS with --vector_crs.")
+    names = [found.pair.patch_name(cell) for found in plans.values() if not found.problem for cell in found.cells]
+    if len(set(names)) < len(names):
+        twice = vector.repeated(names)
+        raise SetupError(f"--id_column: {listing(twice)} would be written twice, by cells of different scenes; choose other ids.")
 
 
 def same_bands(known, mine):

@@ -16,7 +16,7 @@ import rasterio
 import rasterio.shutil
 from affine import Affine
 from rasterio._err import CPLE_BaseError
-from rasterio.enums import Resampling
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
@@ -221,9 +221,11 @@ def aligned(src, scene, resampling="nearest", nodata=None):
     The alpha band is 0 where the view leaves `src` or meets its mask. By nearest neighbour, values pass unchanged; other
     ways mix no pixel of the value `nodata` into its neighbours. With None, the value of the nodata tag is one like any other.
     """
+    if ColorInterp.alpha in src.colorinterp:
+        raise DataError(f"{src.name}: lies on another grid than {scene.path} and has a band that GDAL calls alpha; bring it onto that grid with gdalwarp first.")
     try:
         return WarpedVRT(src, crs=scene.crs, transform=scene.transform, width=scene.width, height=scene.height, resampling=Resampling[resampling],
-                         src_nodata=nodata, nodata=nodata, add_alpha=True, tolerance=1e-6)  # pixels; rasterio fails on a tolerance of 0
+                         src_nodata=nodata, nodata=nodata, add_alpha=True, tolerance=1e-6, UNIFIED_SRC_NODATA="NO")  # pixels; rasterio fails on a tolerance of 0
     except (RasterioError, CPLE_BaseError):
         raise DataError(f"{src.name}: nothing leads from its CRS to that of {scene.path}; give both the same with gdal_edit.py -a_srs.") from None
 

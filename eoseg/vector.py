@@ -9,7 +9,7 @@ from typing import NamedTuple
 import geopandas
 import numpy as np
 import shapely
-from pyproj.exceptions import ProjError
+from pyproj.exceptions import CRSError, ProjError
 
 from eoseg import files
 from eoseg.errors import DataError, SetupError, listing
@@ -225,7 +225,12 @@ def write_layer(frame, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     part.unlink(missing_ok=True)  # a killed run's
     try:
-        frame.to_file(part, layer=path.stem, engine="pyogrio")
+        try:
+            frame.to_file(part, layer=path.stem, engine="pyogrio")
+        except CRSError:  # some custom systems cannot be said in the WKT of GeoPackages
+            frame.set_crs(None, allow_override=True).to_file(part, layer=path.stem, engine="pyogrio")
         files.put(part, path)
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, pyogrio.errors.FeatureError) as error:
+        raise SetupError(f"{path}: could not be written ({str(error).splitlines()[0]}); is the disk full?") from None
     finally:
         part.unlink(missing_ok=True)

@@ -11,7 +11,6 @@ FLOORS = [  # a module imports only from floors above it in this list
     {"tiles", "files", "schedule", "vrt", "coding", "validity", "parallel"},
     {"vetting"},
     {"raster", "normalize", "augment", "metrics", "unet", "config", "device", "georef", "pairing", "patchset", "splits", "vector", "optim", "runfolder"},
-    {"patchfile"},
     {"data", "models", "checkpoint", "tracking", "plots", "cutting", "labels", "mapfile", "places", "staging"},
     {"network", "encoders", "folds", "patchplots", "plan"},  # join what lies beneath: a network and its checkpoint, folds and their plots
     {"predict", "extract"},
@@ -21,7 +20,7 @@ FLOORS = [  # a module imports only from floors above it in this list
 ]
 WITHOUT_TORCH = {"errors", "tiles", "files", "raster", "normalize", "config", "extract", "plots", "Patch_extraction_v2", "schedule", "vrt", "coding",
                  "georef", "pairing", "patchset", "splits", "vector", "cutting", "labels", "tracking", "mapfile", "augment", "validity", "patchplots",
-                 "parallel", "vetting", "patchfile", "places", "staging", "plan"}
+                 "parallel", "vetting", "places", "staging", "plan"}
 MODULES = [*ROOT.glob("*.py"), *ROOT.glob("eoseg/[!_]*.py")]
 OPENERS = re.compile(r"\brasterio\.open\(|\btifffile\.(?:TiffFile|imread|imwrite)\(|\bcv2\.im(?:read|write)\(")
 
