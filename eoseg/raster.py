@@ -223,9 +223,11 @@ def aligned(src, scene, resampling="nearest", nodata=None):
     """
     if ColorInterp.alpha in src.colorinterp:
         raise DataError(f"{src.name}: lies on another grid than {scene.path} and has a band that GDAL calls alpha; bring it onto that grid with gdalwarp first.")
+    empty = {} if nodata is None else {"init_dest_nodata": False, "INIT_DEST": str(nodata)}  # of each band by itself
     try:
         return WarpedVRT(src, crs=scene.crs, transform=scene.transform, width=scene.width, height=scene.height, resampling=Resampling[resampling],
-                         src_nodata=nodata, nodata=nodata, add_alpha=True, tolerance=1e-6, UNIFIED_SRC_NODATA="NO")  # pixels; rasterio fails on a tolerance of 0
+                         src_nodata=nodata, nodata=nodata, add_alpha=True, tolerance=1e-6,  # pixels; rasterio fails on a tolerance of 0
+                         UNIFIED_SRC_NODATA="NO", **empty)
     except (RasterioError, CPLE_BaseError):
         raise DataError(f"{src.name}: nothing leads from its CRS to that of {scene.path}; give both the same with gdal_edit.py -a_srs.") from None
 

@@ -19,8 +19,8 @@ def lines(items, desc, total, unit="it", pause=60):
         now = time.monotonic()
         if now - said >= pause:
             said, rate = now, done / (now - begun)
-            left = tqdm.format_interval((total - done) / rate) if rate else "?"
-            print(f"{desc}: {done} of {total}, {rate:.1f} {unit}/s, {left} left", file=sys.stderr, flush=True)
+            left = tqdm.format_interval(round((total - done) / rate)) if rate else "?"
+            print(f"{desc}: {done} of {total}, {rate:.3g} {unit}/s, {left} left", file=sys.stderr, flush=True)
         yield item
 
 

@@ -166,3 +166,27 @@ def test_a_run_of_several_sensors_goes_on_to_the_same_bytes(tmp_path, batch, mon
         assert batch(*PATTERNS)[0] == 130
     assert batch(*PATTERNS, "--resume")[0] == 0
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("kind", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("dtype, nodata", [("int16", -9999), ("float32", -9999), ("uint16", 0)])
+def test_nodata_in_one_band_never_bleeds_when_a_sensor_is_resampled(tmp_path, batch, kind, dtype, nodata):
+    write_places(tmp_path / "data", (1,))
+    pixels = np.full((2, 16, 24), 1000, dtype)
+    pixels[0, 4:8, 4:12] = nodata
+    write_raster(tmp_path / "data/s2_1.tif", pixels, nodata=nodata, transform=PLACE * Affine.translation(100, 0) * Affine.scale(2))
+    status, _, err = batch(*PATTERNS, "--interpolation", kind)
+    assert status == 0, err
+    seen = np.zeros(2, int)
+    for row in table_of(tmp_path / "out"):
+        found = image(tmp_path / "out", row, "s2")[0].astype(float)
+        assert set(np.unique(found[0].round())) <= {nodata, 1000} and (found[1] == 1000).all()
+        seen += [(found[0] == nodata).sum(), (found[0] == 1000).sum()]
+    assert 64 <= seen[0] <= 4 * 32 + 60 and seen[1] > 1000
+    assert metadata_of(tmp_path / "out")["modalities"]["images_s2"]["statistics"][0]["min"] == pytest.approx(1000)
+
+
+def test_a_sensor_with_an_alpha_band_on_another_grid_is_refused_by_its_name(tmp_path, batch):
+    write_places(tmp_path / "data", (1,))
+    write_raster(tmp_path / "data/s2_1.tif", np.full((4, 16, 24), 100, "uint8"), transform=PLACE * Affine.translation(100, 0) * Affine.scale(2), photometric="rgb", alpha="yes")
+    assert "s2_1.tif: lies on another grid than" in (said := error_of(*batch(*PATTERNS)[::2])) and "gdalwarp" in said

@@ -301,3 +301,34 @@ def test_a_scene_across_the_180th_meridian_shares_no_ground_with_the_rest_of_the
     folder = cut("--data_dir", tmp_path / "data")
     assert metadata_of(folder)["places"] == 192
     assert (geopandas.read_file(folder / "patches.gpkg").bounds.eval("maxx - minx") < 0.01).all()
+
+
+def test_a_coarse_patch_over_many_fine_ones_is_no_twin_of_the_middle_one(tmp_path, cut):
+    write_scene(tmp_path / "data", 1, 40, 40)
+    write_scene(tmp_path / "data", 2, 8, 8, place=moved(8, 8) * Affine.scale(3))
+    folder = cut("--data_dir", tmp_path / "data")
+    assert closest(folder) >= 0 or "img2" not in str(splits_of(folder))
+    assert len([name for name in splits_of(folder) if name.startswith("img1")]) == 25
+
+
+def test_millimetre_pixels_in_degrees_are_many_places(tmp_path, cut):
+    write_scene(tmp_path, 1, 64, 64, place=Affine(1e-8, 0, 30.0, 0, -1e-8, 43.0), crs="EPSG:4326")
+    folder = cut("--image", tmp_path / "image_1.tif", "--label", tmp_path / "label_1.tif")
+    assert metadata_of(folder)["places"] == 64 and metadata_of(folder)["patches"]["validation"] == 13
+
+
+def test_patches_that_would_have_one_name_are_refused(tmp_path, cut):
+    for number in ("1", "1_patch_0"):
+        write_scene(tmp_path / "data", number, 8, 8)
+    for name, ids in (("1", ["0_patch_a"]), ("1_patch_0", ["a"])):
+        write_vector(tmp_path / "data" / f"grid_{name}.geojson", [square(0, 0, SIZE)], cell=ids)
+    assert "would be written twice" in refused(tmp_path, cut)
+
+
+def refused(tmp_path, cut):
+    """Two pairs whose ids and cells make the same name; the grids are given pair by pair."""
+    from eoseg import pairing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairing, "GRID_PATTERN", r"^grid_(\w+)\.geojson$")
+        return cut("--data_dir", tmp_path / "data", "--image_pattern", r"^image_(\w+)\.tif$", "--label_pattern", r"^label_(\w+)\.tif$", "--use_per_image_grid", "--id_column", "cell", status=2)

@@ -198,3 +198,51 @@ def test_the_grid_of_a_scene_that_lies_otherwise_follows_its_pixels(tmp_path, sc
     assert script("Patch_extraction_v2", "grid", "--image", image, "--output", tmp_path / "grid.gpkg", "--patch_size", 16)[0] == 0
     assert single(image, label, "--grid", tmp_path / "grid.gpkg")[0] == 0
     assert len(assert_exact(tmp_path / "out", pixels, codes, place)) == 6
+
+
+@pytest.mark.parametrize("place", [Affine(10, 0, 500000 - 50, 0, 10, 4800000 - 400), Affine(-10, 0, 500000 + 600, 0, -10, 4800000 + 50)], ids=["south-up", "mirrored"])
+def test_labels_that_lie_otherwise_on_another_grid_label_every_cell(tmp_path, single, place):
+    image, _, _, _ = scene_and_label(tmp_path)
+    label = write_raster(tmp_path / "other.tif", np.ones((50, 70), "uint8"), transform=place)
+    status, out, err = single(image, label)
+    assert status == 0, err
+    assert table(out) == {"cells": 6, "ok": 6} and all(row["class_1"] == "256" for row in rows_of(tmp_path / "out").values())
+
+
+def test_limits_are_exact(tmp_path, single):
+    pixels, codes = coded(16, 32), np.full((16, 32), 255, "uint8")
+    pixels[:, :, 8:16] = 0  # half of the first cell
+    codes[:4] = 1  # a quarter of the second
+    image, label = write_raster(tmp_path / "s.tif", pixels, nodata=0), write_raster(tmp_path / "l.tif", codes)
+    for words, left in ((["--max_nodata", 0.5], 2), (["--max_nodata", 0.499], 1), (["--min_labelled", 0.25], 1), (["--min_labelled", 0.251], 0), (["--min_labelled", 0.125], 2)):
+        status, out, _ = single(image, label, *words, "--overwrite")
+        assert (status, len(rows_of(tmp_path / "out")) if status == 0 else 0) == (0 if left else 2, left)
+
+
+def test_an_area_beside_one_scene_of_several_leaves_that_one_out(tmp_path, script):
+    for number, place in ((1, PLACE), (2, PLACE * Affine.translation(900, 0))):
+        scene_and_label(tmp_path / f"{number}", transform=place)
+    for number in (1, 2):
+        for kind, name in (("scene", "image"), ("label", "label")):
+            (tmp_path / "data").mkdir(exist_ok=True)
+            (tmp_path / f"{number}/{kind}.tif").rename(tmp_path / f"data/{name}_{number}.tif")
+    aoi = write_vector(tmp_path / "aoi.gpkg", [square(0, 0, 32, 48)])
+    status, out, err = script("Patch_extraction_v2", "batch", "--data_dir", tmp_path / "data", "--output", tmp_path / "out", "--patch_size", 16, "--aoi", aoi)
+    assert status == 0, err
+    assert {row["scene"] for row in rows_of(tmp_path / "out").values()} == {"image_1.tif"} and table(out) == {"cells": 12, "ok": 6, "outside the aoi": 6}
+
+
+def test_a_full_disk_under_the_outlines_is_one_line(tmp_path, script, monkeypatch):
+    import pyogrio
+
+    image, _, _, _ = scene_and_label(tmp_path)
+    monkeypatch.setattr(geopandas.GeoDataFrame, "to_file", lambda *args, **kw: (_ for _ in ()).throw(pyogrio.errors.FeatureError("no such table")))
+    assert "grid.gpkg: could not be written (no such table); is the disk full?" in error_of(*script("Patch_extraction_v2", "grid", "--image", image, "--output", tmp_path / "grid.gpkg")[::2])
+
+
+def test_a_crs_that_a_geopackage_cannot_say_costs_nothing_but_its_name(tmp_path, single):
+    crs = "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=39.25 +lon_0=18 +R=6367470 +no_defs"
+    image, label, pixels, codes = scene_and_label(tmp_path, crs=crs, transform=Affine(0.1, 0, 0, 0, -0.1, 10))
+    status, _, err = single(image, label)
+    assert status == 0, err
+    assert len(geopandas.read_file(tmp_path / "out/patches.gpkg")) == 6
