@@ -285,7 +285,7 @@ class ExtractionConfig:
     split_strategy: str = option("random", "what goes to one split as a whole: each place, each block of --block_size, what --split_column says, or each scene",
                                  choices=("random", "block", "column", "scene"))
     block_size: Optional[str] = option(None, "side of a block: patches (4), metres (2000m) or kilometres (2km)", none="4")
-    buffer: int = option(0, "leave out training patches less than this many patches from validation and test", type=at_least(0))
+    buffer: int = option(0, "leave out training patches less than this many patches away from validation and test, and validation patches so near to test", type=at_least(0))
     split_column: Optional[str] = option(None, "grid column that says train, validation or test", none="split by ratio")
     stride: Optional[int] = option(None, "pixels from one cell of the automatic grid to the next; less than --patch_size overlaps", type=at_least(1), none="--patch_size")
     aoi: Optional[str] = option(None, "polygons of the area of interest: cells beyond it are left out, pixels beyond it unlabelled", none="the whole scene")

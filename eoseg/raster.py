@@ -24,7 +24,7 @@ from rasterio.warp import transform_bounds
 
 from eoseg import files
 from eoseg.errors import DataError, ReadError, SetupError, listing
-from eoseg.tiles import strips
+from eoseg.tiles import same_grid, strips
 from eoseg.validity import held, is_alpha, mask_kind, missing_and_valid
 from eoseg.vetting import check_file, check_header
 from eoseg.vrt import vrt_of
@@ -203,16 +203,6 @@ def deepest(error):
 
 def grid_window(window):
     return rasterio.windows.Window(window.col, window.row, window.width, window.height)
-
-
-def same_grid(one, other, tolerance=0.01):
-    """Do two rasters share CRS, size and geotransform, to a hundredth of a pixel at every corner?"""
-    if (one.crs, one.height, one.width) != (other.crs, other.height, other.width):
-        return False
-    return all(
-        max(abs(a - b) for a, b in zip(~one.transform * (other.transform * corner), corner)) <= tolerance
-        for corner in [(0, 0), (one.width, 0), (0, one.height), (one.width, one.height)]
-    )
 
 
 def aligned(src, scene, resampling="nearest", nodata=None):

@@ -122,6 +122,16 @@ def around(one, other):
     return Window(top, left, bottom - top, right - left)
 
 
+def same_grid(one, other, tolerance=0.01):
+    """Do two rasters share CRS, size and geotransform, to a hundredth of a pixel at every corner?"""
+    if (one.crs, one.height, one.width) != (other.crs, other.height, other.width):
+        return False
+    return all(
+        max(abs(a - b) for a, b in zip(~one.transform * (other.transform * corner), corner)) <= tolerance
+        for corner in [(0, 0), (one.width, 0), (0, one.height), (one.width, one.height)]
+    )
+
+
 def largest_remainder(count, ratios):
     """Whole numbers that add up to `count` and come nearest to its shares `ratios` (Hamilton's method).
 

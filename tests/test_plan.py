@@ -246,3 +246,24 @@ def test_a_crs_that_a_geopackage_cannot_say_costs_nothing_but_its_name(tmp_path,
     status, _, err = single(image, label)
     assert status == 0, err
     assert len(geopandas.read_file(tmp_path / "out/patches.gpkg")) == 6
+
+
+def test_an_area_that_only_touches_a_cell_does_not_take_it_in(tmp_path, single):
+    image, label, pixels, codes = scene_and_label(tmp_path)
+    aoi = write_vector(tmp_path / "aoi.gpkg", [square(0, 16, 16)])  # the second cell, to its very borders
+    status, out, err = single(image, label, "--aoi", aoi, "--keep_unlabelled")
+    assert status == 0, err
+    assert list(assert_exact(tmp_path / "out", pixels, codes)) == ["1"] and table(out) == {"cells": 6, "ok": 1, "outside the aoi": 5}
+
+
+@pytest.mark.parametrize("kind", ["bicubic", "lanczos"])
+@pytest.mark.parametrize("nodata, high", [(0, 255), (255, 254)])
+def test_overshoot_of_resampling_never_becomes_nodata(tmp_path, single, kind, nodata, high):
+    pixels = np.where(np.indices((1, 24, 24)).sum(0) // 4 % 2 == 0, 1, high).astype("uint8")
+    image, label = write_raster(tmp_path / "s.tif", pixels, nodata=nodata), write_raster(tmp_path / "l.tif", np.ones((24, 24), "uint8"))
+    grid = write_vector(tmp_path / "g.gpkg", [square(0, 0, 24)])
+    status, _, err = single(image, label, "--grid", grid, "--resample", "--interpolation", kind)
+    assert status == 0, err
+    (path,) = (tmp_path / "out").glob("*/images/*.tif")
+    found, missing, valid = raster.read_patch(path)
+    assert not missing.any() and valid.all() and found.min() < 10 and found.max() > 245
