@@ -332,3 +332,16 @@ def refused(tmp_path, cut):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pairing, "GRID_PATTERN", r"^grid_(\w+)\.geojson$")
         return cut("--data_dir", tmp_path / "data", "--image_pattern", r"^image_(\w+)\.tif$", "--label_pattern", r"^label_(\w+)\.tif$", "--use_per_image_grid", "--id_column", "cell", status=2)
+
+
+def test_sides_bend_as_they_do_in_the_other_crs():
+    import shapely
+    from pyproj import Transformer
+
+    from eoseg.places import carried
+
+    wide = shapely.box(0, 60, 4, 62)  # degrees; its southern side bows some 2 km off the straight line between its ends
+    shape, = carried([wide], 4326, 32631)
+    for degrees in (0.5, 1.3, 2.0, 3.1):
+        on_side = shapely.Point(Transformer.from_crs(4326, 32631, always_xy=True).transform(degrees, 60))
+        assert shape.exterior.distance(on_side) < 120

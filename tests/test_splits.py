@@ -119,3 +119,10 @@ def test_a_column_is_read_in_the_spellings_people_use():
 def test_another_word_or_none_is_refused(value):
     with pytest.raises(SetupError, match="^--split_column set: holds .*write train, validation or test"):
         by_column(["train", value], "set")
+
+
+def test_how_many_draws_are_scored_at_once_changes_nothing(monkeypatch):
+    pixels = np.random.default_rng(3).dirichlet([0.2] * 6, 60) * 50000
+    together = drawn(60, pixels=pixels)
+    monkeypatch.setattr("eoseg.splits.AT_ONCE", 60 * 7)  # 7 draws at a time, and 3 at last
+    assert (drawn(60, pixels=pixels) == together).all()
