@@ -15,7 +15,7 @@ OUTPUT/train|validation|test/images|labels; patches.csv, patches.gpkg and patch_
 import sys
 from pathlib import Path
 
-from eoseg import config, errors
+from eoseg import config, errors, flags
 from eoseg.splits import SPLITS
 
 IMAGES = r"^[Ii]mage[_-]?(\d+)\.tif{1,2}$"
@@ -27,7 +27,7 @@ def main(argv=None):
 
 
 def parse(argv):
-    parser = config.Parser(description=__doc__)
+    parser = flags.Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{single,batch,grid,visualize,info}")
     one = commands.add_parser("single", aliases=["extract"], help="cut one scene")
     one.add_argument("--image", required=True, help="scene, any raster GDAL reads")
@@ -42,19 +42,19 @@ def parse(argv):
     for sub in (one, many):
         sub.add_argument("--grid", help="cells to cut: polygons in any CRS (default: a regular grid over the scene)")
         sub.add_argument("--output", required=True, help="folder for the patches")
-        config.add_options(sub, config.ExtractionConfig)
+        flags.add_options(sub, config.ExtractionConfig)
     lay = commands.add_parser("grid", help="write the automatic grid of a scene as polygons, to look at and to edit")
     lay.add_argument("--image", required=True, help="scene, any raster GDAL reads")
     lay.add_argument("--output", required=True, help="file.gpkg, .geojson or .fgb")
     lay.add_argument("--overwrite", action="store_true", help="replace --output")
-    config.add_options(lay, config.ExtractionConfig, only=("patch_size", "stride", "aoi", "vector_crs"))
+    flags.add_options(lay, config.ExtractionConfig, only=("patch_size", "stride", "aoi", "vector_crs"))
     for name, text in (("visualize", "draw one patch with its label, and many on a sheet"), ("info", "count what a patch folder holds, and draw where its splits lie")):
         sub = commands.add_parser(name, help=text)
         sub.add_argument("--output", required=True, help="folder that holds the patches")
         if name == "visualize":
             sub.add_argument("--split", default="train", choices=SPLITS, help="which part (default: train)")
-            sub.add_argument("--sample_index", default=0, type=config.at_least(0), help="which patch, from 0 (default: 0)")
-            sub.add_argument("--count", default=16, type=config.at_least(1), help="patches on the contact sheet (default: 16)")
+            sub.add_argument("--sample_index", default=0, type=flags.at_least(0), help="which patch, from 0 (default: 0)")
+            sub.add_argument("--count", default=16, type=flags.at_least(1), help="patches on the contact sheet (default: 16)")
             sub.add_argument("--rgb", nargs="+", metavar="BAND", help="bands to show as red, green and blue, by number from 1 or by name; one for grey (default: by their names, else the first three)")
             sub.add_argument("--modality", metavar="NAME", help="which images, where there are several (default: the first)")
     for sub in dict.fromkeys(commands.choices.values()):
@@ -83,7 +83,7 @@ def batch(args):
 
 def run(pairs, args, lonely=()):
     """Extract, print what came of it, and fail when something is missing."""
-    options = config.take(config.ExtractionConfig, args)
+    options = flags.take(config.ExtractionConfig, args)
     from eoseg.extract import extract
     from eoseg.tracking import bar
 

@@ -9,12 +9,12 @@ colours and class names; --save_confidence adds a map of how sure the network is
 
 from pathlib import Path
 
-from eoseg import config, errors
+from eoseg import config, errors, flags
 
 
 def main(argv=None):
     args = parse(argv)
-    options = config.take(config.PredictionConfig, args)
+    options = flags.take(config.PredictionConfig, args)
     output = output_path(args.output, args.input)
     from eoseg import (  # torch takes seconds to import: --help and typos need not wait
         network,
@@ -34,11 +34,11 @@ def main(argv=None):
 
 
 def parse(argv):
-    parser = config.Parser(description=__doc__)
+    parser = flags.Parser(description=__doc__)
     parser.add_argument("--model", required=True, help="checkpoint, or a folder that holds one *_final.pth")
     parser.add_argument("--input", required=True, help="scene, any raster GDAL reads")
     parser.add_argument("--output", required=True, help="the map, a .tif; or a folder, for FOLDER/<input name>.tif")
-    config.add_options(parser, config.PredictionConfig)
+    flags.add_options(parser, config.PredictionConfig)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
 

@@ -8,12 +8,12 @@
 (<model>_final.pth is the one to predict with), the log and the plots.
 """
 
-from eoseg import config, errors
+from eoseg import config, errors, flags
 
 
 def main(argv=None):
     args = parse(argv)
-    options = config.take(config.TrainingConfig, args)
+    options = flags.take(config.TrainingConfig, args)
     import model_training_v2  # torch takes seconds to import: --help and typos need not wait
 
     if options.val_strategy == "kfold":
@@ -23,8 +23,8 @@ def main(argv=None):
 
 
 def parse(argv):
-    parser = config.Parser(description=__doc__)
-    config.add_options(parser, config.TrainingConfig)
+    parser = flags.Parser(description=__doc__)
+    flags.add_options(parser, config.TrainingConfig)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
 

@@ -22,16 +22,18 @@ KEYS = {"model_state_dict", "config", "performance_metrics", "normalization", "c
 OLD_NAMES = {"model": "model_name", "encoder": "encoder_name", "classes": "num_classes", "n_classes": "num_classes", "n_channels": "in_channels"}
 
 
-def save(path, **parts):
+def save(path, keep=None, **parts):
     """Write `parts` (tensors, numbers, text, lists, dicts) so that `path` is never half a file.
 
+    Args:
+        keep: where the checkpoint that stands at `path` moves to.
     Raises:
         SetupError: a weight is not finite: such a network is never saved.
     """
-    broken = [name for name, value in parts["model_state_dict"].items() if not finite(value)]
+    broken = [name for state in (parts["model_state_dict"], parts.get("run", {}).get("live") or {}) for name, value in state.items() if not finite(value)]
     if broken:
         raise SetupError(f"{path}: not written, because weights are not finite ({listing(broken, 3)}): the run has diverged; lower --learning_rate.")
-    with files.replacing(path, check=check_records) as part:
+    with files.replacing(path, check=check_records, keep=keep) as part:
         torch.save({"format": FORMAT, **parts}, part)
 
 

@@ -1,180 +1,33 @@
-"""Options: named once, in a dataclass, from which the flags come; and the parser all three scripts share."""
+"""Options of the three scripts: each named once, in a dataclass that checks itself, from which the flags come."""
 
-import argparse
 import dataclasses as dc
 import difflib
-import math
 import re
-import sys
-from typing import Optional, get_args
+from typing import Optional
 
 from eoseg.errors import SetupError
+from eoseg.flags import at_least, auto_or, check_fields, option
 
 NETWORKS = ("unet-dropout", "unet", "unet++", "manet", "linknet", "fpn", "pspnet", "pan", "deeplabv3", "deeplabv3+",
             "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large")
-LOSSES = ("ce", "dice", "focal", "tversky", "dice_ce", "focal_dice", "combo")
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with our one-line errors, no abbreviations, and words such as -1=ignore or -3.4e+38 taken as values."""
-
-    words = ()  # those being parsed
-
-    def __init__(self, **settings):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
-
-    def parse_known_args(self, args=None, namespace=None):
-        self.words = [protected(word) for word in (sys.argv[1:] if args is None else args)]
-        return super().parse_known_args(self.words, namespace)
-
-    def parse_args(self, args=None, namespace=None):
-        options, unknown = self.parse_known_args(args, namespace)
-        for text in unknown:
-            near = difflib.get_close_matches(text.split("=")[0], self.flags(), n=1)
-            raise SetupError(f"{text.strip()}: no such option" + (f"; did you mean {near[0]}?" if near else "; --help lists them."))
-        return options
-
-    def flags(self):
-        return [flag for action in every_action(self) for flag in action.option_strings]
-
-    def error(self, message):
-        message = re.sub(r"^argument (.+?): (.+)", r"\1: \2", message)
-        missing = re.match(r"the following arguments are required: (.+)", message)
-        if not missing:
-            raise SetupError(f"{message}; see --help.")
-        for text in self.words:  # --modle unet: the typo says more than the --model that lacks
-            near = difflib.get_close_matches(text.split("=")[0], missing[1].split(", "), n=1)
-            if near and text.startswith("--") and text.split("=")[0] not in self.flags():
-                raise SetupError(f"{text}: no such option; did you mean {near[0]}?")
-        raise SetupError(f"{missing[1]}: missing; give it, or see --help.")
-
-
-def protected(word):
-    """A leading space keeps argparse from taking a value that starts with a minus for a flag."""
-    return " " + word if re.match(r"-([\d.]|inf)", word) else word
-
-
-def every_action(parser):
-    """All options of a parser and of its subcommands."""
-    for action in parser._actions:
-        yield action
-        if isinstance(action, argparse._SubParsersAction):
-            for sub in dict.fromkeys(action.choices.values()):
-                yield from every_action(sub)
-
-
-def option(default, help, flag=None, choices=None, type=None, nargs=None, off=None, none=None):
-    """A dataclass field that carries its own command-line help.
-
-    Args:
-        flag: its flag, where that is not `--` and the field's name.
-        off: the flag that turns a default of True off.
-        none: what the help calls a default of None.
-    """
-    factory = {} if default is dc.MISSING else {"default_factory": lambda: list(default)} if isinstance(default, tuple) else {"default": default}
-    return dc.field(**factory, metadata={"help": help, "flag": flag, "choices": choices, "type": type, "nargs": nargs, "off": off, "none": none})
-
-
-def flag_of(field):
-    return field.metadata["flag"] or f"--{field.name}"
-
-
-def add_options(parser, options_class, only=None):
-    """Give `parser` one flag per field of `options_class` (those of `only`). Names, types and defaults live in the dataclass alone."""
-    group = parser.add_argument_group("what the job is told")
-    for f in dc.fields(options_class):
-        if only and f.name not in only:
-            continue
-        meta = f.metadata
-        default = f.default_factory() if f.default is dc.MISSING and f.default_factory is not dc.MISSING else f.default
-        if f.type is bool:
-            state = " (on unless " + meta["off"] + ")" if meta["off"] else ""
-            group.add_argument(flag_of(f), dest=f.name, action="store_true", default=default, help=meta["help"] + state)
-            if meta["off"]:
-                group.add_argument(meta["off"], dest=f.name, action="store_false", help=argparse.SUPPRESS)
-            continue
-        required = default is dc.MISSING
-        shown = meta["none"] if default is None else " ".join(map(str, default)) if isinstance(default, list) else default
-        group.add_argument(flag_of(f), dest=f.name, type=type_of(f), choices=meta["choices"], nargs=meta["nargs"],
-                           required=required, default=None if required else default,
-                           help=meta["help"] + ("" if required or shown is None else f" (default: {shown})"))
-
-
-def take(options_class, args):
-    """Pick the fields of `options_class` out of parsed `args`; its own checks run here."""
-    return options_class(**{f.name: getattr(args, f.name) for f in dc.fields(options_class)})
-
-
-def check_fields(options):
-    """Hold every field to its flag's type and choices, so that a notebook's mistake is told like a typed one.
-
-    Raises:
-        SetupError: a value that its flag would refuse.
-    """
-    for f in dc.fields(options):
-        value, flag, meta = getattr(options, f.name), flag_of(f), f.metadata
-        if f.type is bool and not isinstance(value, bool):
-            raise SetupError(f"{flag} {value}: is neither True nor False.")
-        if f.type is bool or value is None and f.default is None:
-            continue
-        values = [value] if isinstance(value, str) or not meta["nargs"] else value
-        try:
-            values = [type_of(f)(str(one)) for one in values]
-        except argparse.ArgumentTypeError as error:
-            raise SetupError(f"{flag}: {error}; see --help.") from None
-        except (ValueError, TypeError):
-            raise SetupError(f"{flag} {value}: is no {type_of(f).__name__}; see --help.") from None
-        if meta["choices"] and values[0] not in meta["choices"]:
-            raise SetupError(f"{flag} {value}: no such choice; it is one of {', '.join(map(str, meta['choices']))}.")
-        setattr(options, f.name, values if meta["nargs"] else values[0])  # plain values: checkpoints hold nothing else
-
-
-def type_of(field):
-    """What turns a flag's text into the field's value."""
-    kind = next(iter(get_args(field.type)), field.type)
-    return field.metadata["type"] or (kind if kind in (int, float) else word)
-
-
-def at_least(least, kind=int, most=math.inf):
-    """A flag's type: a finite number from `least` to `most`."""
-    def parse(text):
-        value = kind(text)
-        if not least <= value <= most or value == math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not a number of {least} or more" if most == math.inf else f"{text} does not lie between {least} and {most}")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
-
-
-def word(text):
-    """A flag's type: text, freed from the space that `protected` put before it."""
-    return text[1:] if text.startswith(" -") else text
-
-
-def auto_or(kind):
-    """A flag's type: None for `auto`, else `kind`."""
-    def parse(text):
-        return None if text.lower() == "auto" else kind(text)
-
-    parse.__name__ = getattr(kind, "__name__", "value")
-    return parse
+OWN_ENCODER = ("unet-dropout", "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large")
+LOSSES = ("ce", "dice", "focal", "tversky", "dice_ce", "focal_dice", "combo", "focal_tversky", "lovasz", "jaccard")
+SMOOTHED = ("ce", "dice_ce", "combo")  # have a cross entropy, whose labels can be smoothed
 
 
 @dc.dataclass
 class TrainingConfig:
     """Everything a training run is told. It checks itself, whoever built it: flags, a checkpoint, a notebook."""
 
-    model_name: str = option(dc.MISSING, "network: " + ", ".join(NETWORKS), flag="--model")
+    model_name: str = option(dc.MISSING, "network: " + ", ".join(NETWORKS), flag="--model", section="what is learned, from what")
     dataset_root: str = option(dc.MISSING, "folder that holds train/, validation/ (and test/), or Patch/train/ ...")
     mode: str = option("multiclass", "binary: one class against the rest", choices=("multiclass", "binary"))
     num_classes: int = option(5, "number of classes, 0 to N-1; binary mode always has two", flag="--classes", type=at_least(1))
+    class_names: Optional[list] = option(None, "one name per class, in order", nargs="+", none="auto: those of the patches")
     val_strategy: str = option("split", "validate on validation/, or by folds", choices=("split", "kfold"))
     n_splits: int = option(5, "folds of kfold", type=at_least(2))
     subdirectories: list = option(("train", "validation"), "folders whose patches kfold divides; test/ stays unseen", nargs="+")
     patch_subdir: str = option("Patch", "folder under dataset_root in which train/ ... are looked for first")
-    seed: int = option(42, "seed of weights, order and augmentation", type=at_least(0, most=2**32 - 1))
-    workers: Optional[int] = option(None, "loader processes; 0 loads in the main one", type=auto_or(at_least(0)), none="auto")
     bands: Optional[list] = option(None, "bands to use, by number from 1 or by name, in this order", nargs="+", none="all")
     in_channels: Optional[int] = option(None, "number of bands; an error when the patches disagree", type=at_least(1), none="from the patches")
     patch_size: Optional[int] = option(None, "pixels; patches of other sizes are cut or padded to it", type=at_least(1), none="from the patches")
@@ -182,34 +35,63 @@ class TrainingConfig:
     label_nodata: Optional[str] = option(None, "label value that means unlabelled, or none", none="the file's tag")
     normalization: str = option("auto", "band scaling, fitted on training pixels; auto: zscore with pretrained weights, else percentile",
                                 choices=("auto", "percentile", "zscore", "none"))
-    data_augmentation: bool = option(True, "random flips, turns, scale and light", off="--no_data_augmentation")
-    epochs: int = option(100, "epochs at most", type=at_least(1))
-    batch_size: int = option(8, "patches a step", type=at_least(1))
-    learning_rate: float = option(5e-4, "AdamW's", type=at_least(0, float))
-    weight_decay: float = option(1e-2, "AdamW's; not on biases and normalisation layers", type=at_least(0, float))
-    patience: int = option(15, "epochs without a better score before the run stops", type=at_least(1))
-    monitor: str = option("iou", "validation score that decides on stopping and on the plateau", choices=("iou", "loss"))
-    scheduler_type: str = option("reduce_plateau", "learning-rate schedule", choices=("reduce_plateau", "cosine", "one_cycle"))
-    warmup_epochs: int = option(0, "epochs of straight rise before the schedule", type=at_least(0))
-    warmup_lr: float = option(1e-6, "learning rate the rise begins at", type=at_least(0, float))
-    encoder_name: str = option("resnet34", "encoder, for the networks that have a choice")
+    oversample: bool = option(False, "show patches that hold rare classes more often, common ones less")
+    cache: str = option("auto", "decoded patches: packed into one file beside them (disk), in memory (ram), or read anew (none); auto: disk where there is room", choices=("auto", "none", "disk", "ram"))
+    workers: Optional[int] = option(None, "loader processes; 0 loads in the main one", type=auto_or(at_least(0)), none="auto")
+
+    data_augmentation: bool = option(True, "random changes of training patches", off="--no_data_augmentation", section="augmentation of training patches")
+    augmentation: Optional[str] = option(None, "how strong; the flags below change single strengths", choices=("none", "basic", "strong"), none="basic")
+    augment_scale: Optional[list] = option(None, "LO HI: zoom of every second patch, above 1 a random part of it", type=at_least(0.01, float, 100), nargs=2, none="of --augmentation")
+    augment_rotation: Optional[float] = option(None, "degrees either way, of every second patch", type=at_least(0, float, 180), none="of --augmentation")
+    augment_brightness: Optional[float] = option(None, "offset of a band, as a share of the patch's range", type=at_least(0, float, 1), none="of --augmentation")
+    augment_contrast: Optional[float] = option(None, "gain of a band, as a share either way", type=at_least(0, float, 1), none="of --augmentation")
+    augment_hue: Optional[float] = option(None, "turn of the colours, of a full circle; needs red, green and blue", type=at_least(0, float, 0.5), none="of --augmentation")
+    augment_saturation: Optional[float] = option(None, "share either way; needs red, green and blue", type=at_least(0, float, 1), none="of --augmentation")
+    augment_noise: Optional[float] = option(None, "deviation of Gaussian noise, as a share of the patch's range", type=at_least(0, float, 1), none="of --augmentation")
+    augment_band_dropout: Optional[float] = option(None, "probability of a band to be blanked", type=at_least(0, float, 1), none="of --augmentation")
+
+    encoder_name: str = option("resnet34", "encoder, for the networks that have a choice", section="the network and its first weights")
     pretrained: bool = option(True, "start the encoder from ImageNet weights", off="--no_pretrained")
     encoder_weights: Optional[str] = option(None, "imagenet, none, or a file with the encoder's weights", none="imagenet, as --pretrained says")
     init_weights: Optional[str] = option(None, "earlier checkpoint to start from (all but the head)", none="none")
     dropout_rate: float = option(0.3, "share of decoder channels dropped in training, 0 to 1", type=at_least(0, float, 1))
     freeze_encoder: bool = option(False, "keep the encoder as it is for the first --freeze_epochs")
-    freeze_epochs: int = option(5, "epochs the encoder stays frozen, with --freeze_encoder", type=at_least(0))
-    loss_type: str = option("dice_ce", "loss to minimise", choices=LOSSES)
+    freeze_epochs: int = option(5, "epochs the encoder stays frozen, with --freeze_encoder; with --gradual_unfreeze, from one stage to the next", type=at_least(0))
+    gradual_unfreeze: bool = option(False, "begin with a frozen encoder, let one stage of it go every --freeze_epochs, the deepest first")
+    unfreeze_on_plateau: Optional[int] = option(None, "begin with a frozen encoder, let it go when the validation loss has not fallen for so many epochs", type=at_least(1), none="never")
+
+    epochs: int = option(100, "epochs at most", type=at_least(1), section="optimisation")
+    batch_size: int = option(8, "patches a batch; halved where they do not fit the GPU", type=at_least(1))
+    accumulate: int = option(1, "batches a step of the optimiser", type=at_least(1))
+    optimizer: str = option("adamw", "sgd has Nesterov momentum 0.9", choices=("adamw", "adam", "sgd"))
+    learning_rate: float = option(5e-4, "of the decoder, and where nothing else is said of all", type=at_least(0, float))
+    encoder_lr_scale: Optional[float] = option(None, "the encoder's learning rate, as a share of --learning_rate", type=at_least(0, float), none="1; with --unfreeze_on_plateau 0.1")
+    layer_decay: float = option(1.0, "factor on the learning rate from one encoder stage to the next one towards the input, above 0 to 1", type=at_least(0, float, 1))
+    weight_decay: Optional[float] = option(None, "not on biases and normalisation layers", type=at_least(0, float), none="adamw 1e-2, adam 0, sgd 1e-4")
+    scheduler_type: str = option("reduce_plateau", "learning-rate schedule", choices=("reduce_plateau", "cosine", "one_cycle", "poly", "constant"))
+    warmup_epochs: int = option(0, "epochs of straight rise before the schedule", type=at_least(0))
+    warmup_lr: float = option(1e-6, "learning rate the rise begins at", type=at_least(0, float))
+    patience: int = option(15, "epochs without a better score before the run stops", type=at_least(1))
+    monitor: str = option("iou", "validation score that decides on stopping and on the plateau", choices=("iou", "loss"))
+    clip: Optional[float] = option(None, "largest norm of the gradient, above 0", type=at_least(0, float), none="no limit")
+    ema: Optional[float] = option(None, "decay of a moving average of the weights, which is then what is validated and kept; 0.999 is usual", type=at_least(0, float, 1), none="none")
+    use_amp: bool = option(False, "mixed precision: bfloat16 where the hardware has it, else float16 on CUDA")
+    amp_dtype: str = option("auto", "type of --use_amp", choices=("auto", "bf16", "fp16"))
+    compile: bool = option(False, "translate the network with torch.compile; pays on GPUs and long runs")
+
+    loss_type: str = option("dice_ce", "loss to minimise", choices=LOSSES, section="the loss")
     dice_weight: float = option(0.5, "share of Dice in dice_ce, focal_dice and combo, 0 to 1", type=at_least(0, float, 1))
+    label_smoothing: float = option(0.0, "share of each label given to all classes alike, in the cross entropy of " + ", ".join(SMOOTHED), type=at_least(0, float, 1))
     focal_gamma: float = option(2.0, "how far easy pixels are played down; 0 is plain cross entropy", type=at_least(0, float))
     focal_alpha: float = option(0.25, "binary: weight of class 1; multiclass: factor of the focal term; 0 to 1", type=at_least(0, float, 1))
     tversky_alpha: float = option(0.3, "cost of a false positive", type=at_least(0, float))
     tversky_beta: float = option(0.7, "cost of a miss", type=at_least(0, float))
+    focal_tversky_gamma: float = option(4 / 3, "how far nearly right classes are played down in focal_tversky, 1 to 3", type=at_least(1, float, 3))
     use_class_weights: bool = option(True, "weigh rare classes up", off="--no_class_weights")
     class_weight_method: str = option("inverse_sqrt", "how class counts become weights", choices=("inverse_freq", "inverse_sqrt", "effective_samples"))
     custom_class_weights: Optional[list] = option(None, "one weight per class, in place of counted ones", type=at_least(0, float), nargs="+", none="counted")
-    class_names: Optional[list] = option(None, "one name per class, in order", nargs="+", none="auto: those of the patches")
-    use_amp: bool = option(False, "mixed precision: bfloat16 where the hardware has it, else float16 on CUDA")
+
+    seed: int = option(42, "seed of weights, order and augmentation", type=at_least(0, most=2**32 - 1), section="the run and what it leaves")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 ...; auto is cuda when there is one")
     log_per_class: bool = option(True, "IoU of each class in the log and as a plot", off="--no_log_per_class")
     save_csv: bool = option(True, "write the CSV log", off="--no_save_csv")
@@ -225,6 +107,8 @@ class TrainingConfig:
             self.class_names = None
         self._check_names()
         self._check_numbers()
+        self._check_augmentation()
+        self._check_together()
 
     @property
     def class_count(self):
@@ -237,6 +121,20 @@ class TrainingConfig:
         if self.encoder_weights:
             return None if self.encoder_weights.lower() == "none" else self.encoder_weights
         return "imagenet" if self.pretrained and self.model_name != "unet-dropout" and not self.init_weights else None
+
+    @property
+    def encoder_shown(self):
+        """` with resnet34`, for networks that have a choice of encoders; nothing for the others."""
+        return "" if self.model_name in OWN_ENCODER else f" with {self.encoder_name}"
+
+    @property
+    def encoder_scale(self):
+        """Share of the learning rate that the encoder has."""
+        return self.encoder_lr_scale if self.encoder_lr_scale is not None else 0.1 if self.unfreeze_on_plateau else 1.0
+
+    @property
+    def begins_frozen(self):
+        return self.freeze_encoder or self.gradual_unfreeze or self.unfreeze_on_plateau is not None
 
     def _check_names(self):
         if self.model_name not in NETWORKS:
@@ -260,6 +158,35 @@ class TrainingConfig:
             raise SetupError("--class_names: a name is given twice; each class needs its own.")
         if self.custom_class_weights and not any(self.custom_class_weights):
             raise SetupError("--custom_class_weights: all are 0; at least one class must count.")
+
+    def _check_augmentation(self):
+        given = [name for name in vars(self) if name.startswith("augment_") and getattr(self, name) is not None]
+        if not self.data_augmentation and (given or self.augmentation not in (None, "none")):
+            raise SetupError(f"--no_data_augmentation and --{given[0] if given else 'augmentation ' + self.augmentation}: contradict each other; give one of them.")
+        if self.augmentation == "none" and given:
+            raise SetupError(f"--augmentation none and --{given[0]}: contradict each other; give one of them.")
+        if self.augment_scale and self.augment_scale[0] > self.augment_scale[1]:
+            raise SetupError(f"--augment_scale {self.augment_scale[0]:g} {self.augment_scale[1]:g}: give the smaller one first.")
+        if not self.data_augmentation:
+            self.augmentation = "none"
+        self.augmentation = self.augmentation or "basic"
+        self.data_augmentation = self.augmentation != "none"
+
+    def _check_together(self):
+        if self.gradual_unfreeze and self.unfreeze_on_plateau:
+            raise SetupError("--gradual_unfreeze and --unfreeze_on_plateau: both say when the encoder is let go; give one of them.")
+        if self.unfreeze_on_plateau and self.unfreeze_on_plateau >= self.patience:
+            raise SetupError(f"--unfreeze_on_plateau {self.unfreeze_on_plateau}: the run would stop before, by --patience {self.patience}; give fewer epochs.")
+        if self.amp_dtype != "auto" and not self.use_amp:
+            raise SetupError(f"--amp_dtype {self.amp_dtype}: needs --use_amp.")
+        if self.label_smoothing and self.loss_type not in SMOOTHED:
+            raise SetupError(f"--label_smoothing {self.label_smoothing:g}: {self.loss_type} has no cross entropy to smooth; choose --loss_type {', '.join(SMOOTHED)}.")
+        for name, usual in (("layer_decay", 0.75), ("clip", 1.0)):
+            if getattr(self, name) == 0:
+                raise SetupError(f"--{name} 0: nothing would be learned; it must be above 0, {usual:g} is usual.")
+        for name, usual in (("ema", 0.999), ("label_smoothing", 0.1)):
+            if getattr(self, name) == 1:
+                raise SetupError(f"--{name} 1: nothing would be learned; it must be below 1, {usual:g} is usual.")
 
 
 @dc.dataclass

@@ -1,5 +1,6 @@
 """Where to compute, and in which precision."""
 
+import numpy as np
 import torch
 
 from eoseg.errors import SetupError
@@ -26,24 +27,44 @@ def choose_device(wanted):
     return device
 
 
-def amp_settings(use_amp, device):
+def amp_settings(use_amp, device, wanted="auto"):
     """Mixed precision for `device`.
 
+    Args:
+        wanted: auto, bf16 or fp16. What is asked for by name is done, be it slow.
     Returns:
         the type to autocast to, or None for float32; and a line that says so.
     """
     if not use_amp:
         return None, "float32"
-    if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16, "bfloat16 autocast"
-        return torch.float16, "float16 autocast with gradient scaling"
-    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    if device.type == "cpu" and fast():
-        return torch.bfloat16, "bfloat16 autocast"
+    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False) if device.type == "cpu" else lambda: torch.cuda.is_bf16_supported(including_emulation=False)
+    quick = device.type in ("cpu", "cuda") and fast()
+    if wanted == "bf16" or wanted == "auto" and quick:
+        return torch.bfloat16, "bfloat16 autocast" + ("" if quick else " (this device has no fast bfloat16)")
+    if wanted == "fp16" or device.type == "cuda":
+        return torch.float16, "float16 autocast with gradient scaling" + ("" if device.type == "cuda" else " (this device has no fast float16)")
     return None, "float32 (--use_amp: this device has no fast bfloat16)"
 
 
 def autocast(device, dtype):
     """The context a forward pass runs in; `dtype` None is float32."""
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def translate(net, device):
+    """Have torch.compile translate `net` when it first runs; its weights keep their names.
+
+    Returns:
+        a line that says so, or why it goes on without: where no compiler works.
+    """
+    try:
+        torch.compile(lambda x: (x * 2 + 1).relu())(torch.ones(4, device=device))
+    except Exception as error:  # dynamo, inductor and triton each have their own
+        return f"note: --compile: no working compiler here ({' '.join(str(error).split())[:100]}); the run goes on without"
+    net.compile()
+    return "compiled  by torch.compile; the first steps take minutes"
+
+
+def seed_step(*key):
+    """Seed torch for one step by whole numbers, so that dropout hangs on them alone: a run that goes on draws as one that never stopped."""
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))

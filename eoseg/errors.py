@@ -34,10 +34,23 @@ class Terminated(BaseException):
     """SIGTERM came. A BaseException, so that no `except Exception` on the way keeps the program alive."""
 
 
+class Stopped(BaseException):
+    """A signal came, and the job has saved what it takes to go on.
+
+    Args:
+        text: what was saved and how to go on. status: the exit status that the signal stands for.
+    """
+
+    def __init__(self, text, status):
+        super().__init__(text)
+        self.status = status
+
+
 def run(main):
     """Call `main` as a script does, and leave with the exit status the error stands for.
 
-    2: a SetupError or an unusable file; 1: a PartialFailure; 130 and 143: interrupted and terminated. With --debug the
+    2: a SetupError or an unusable file; 1: a PartialFailure; 130 and 143: interrupted and terminated; 0 also when SIGUSR1 made
+    a job save and stop. With --debug the
     traceback of a SetupError stands above its line.
     """
     def terminate(number, frame):
@@ -57,6 +70,11 @@ def run(main):
         if "--debug" in sys.argv:
             traceback.print_exc()
         leave(text, OURS if isinstance(error, PartialFailure) else MEND)
+    except Stopped as stop:
+        if stop.status == 0:  # a scheduler's warning, heeded: no error
+            print(stop, flush=True)
+            sys.exit(0)
+        leave(str(stop), stop.status)
     except KeyboardInterrupt:
         leave("interrupted; nothing half-written was left under a final name", 130)
     except Terminated:

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,11 +26,12 @@ HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}  # a lock 
 
 
 @contextlib.contextmanager
-def replacing(path, check=None):
+def replacing(path, check=None, keep=None):
     """Give a temporary name beside `path`; when the block ends well, the file under it takes `path`'s place.
 
     Args:
         check: called with the temporary path before the replacement; raises when the file is not good.
+        keep: name under which the file that stood at `path` lives on. Between the two renames only this one is there.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,6 +41,8 @@ def replacing(path, check=None):
         sync(part)
         if check:
             check(part)
+        if keep and path.exists():
+            os.replace(path, keep)
         os.replace(part, path)
         sync_folder(path.parent)
     finally:
@@ -142,9 +146,11 @@ def read_json(path):
 
 
 @contextlib.contextmanager
-def lock(folder, name=".lock"):
+def lock(folder, name=".lock", wait=False):
     """Hold `folder` for this run alone. The kernel drops the lock with the process, however it ends.
 
+    Args:
+        wait: until another run that holds it is done.
     Raises:
         SetupError: another run holds it.
     """
@@ -163,6 +169,12 @@ def lock(folder, name=".lock"):
                 print(f"note: {folder}: cannot be locked ({error.strerror}); see to it that no other run writes here", file=sys.stderr)
                 break
             os.close(handle)
+            if wait:
+                if wait is True:
+                    print(f"note: {folder}: another run is writing here; waiting for it", file=sys.stderr)
+                wait = "said"
+                time.sleep(0.2)
+                continue
             raise SetupError(f"{folder}: another run is writing here; wait for it, or choose another folder.") from None
         if path.exists() and os.path.samestat(os.fstat(handle), os.stat(path)):
             break

@@ -131,24 +131,6 @@ def first_conv(net):
     return net.get_submodule(owner), attribute
 
 
-# ---------------------------------------------------------------- encoders held still
-
-
 def encoder_of(net):
     """The part that pretrained weights belong to and that freezing holds still."""
     return net.backbone if isinstance(net, TorchvisionDeepLab) else net.encoder
-
-
-def freeze_encoder(net, frozen):
-    """Hold the encoder still, or let it go; the optimiser keeps its parameters either way."""
-    for parameter in encoder_of(net).parameters():
-        parameter.requires_grad_(not frozen)
-
-
-def train_mode(net, frozen):
-    """Training mode, but a frozen encoder in eval: else its batch statistics would drift although no weight moves."""
-    net.train()
-    if frozen:
-        encoder_of(net).eval()
-
-

@@ -64,6 +64,29 @@ def in_order(function, items, threads, waiting):
                 call.cancel()
 
 
+class Behind:
+    """Does jobs in a thread of its own, one after the other, while the caller goes on; leaving the context waits for all of them.
+
+    The first error is raised by the next `wait`; jobs after it are still done.
+    """
+
+    def __init__(self):
+        self.pool, self.jobs = ThreadPoolExecutor(1), deque()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        self.pool.shutdown()
+
+    def __call__(self, function, *args, **named):
+        self.jobs.append(self.pool.submit(function, *args, **named))
+
+    def wait(self):
+        while self.jobs:
+            self.jobs.popleft().result()
+
+
 def give_back_memory():
     """Return what was freed to the system; glibc keeps it otherwise, and the next step's memory comes on top."""
     if sys.platform == "linux":

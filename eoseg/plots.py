@@ -74,10 +74,9 @@ def stretched(pixels, valid, span=None):
 
 def rgb_order(names):
     """Band indices to show as red, green, blue, from band names; the first three where they say nothing."""
-    lower = [name.lower() for name in names]
-    for known in (("red", "green", "blue"), ("b04", "b03", "b02")):  # the latter: Sentinel-2
-        if all(word in lower for word in known):
-            return [lower.index(word) for word in known]
+    found = raster.find_rgb(names)
+    if found:
+        return found
     return list(range(min(3, len(names)))) if len(names) >= 3 else [0]
 
 

@@ -6,7 +6,7 @@ Bands count from 1 here, as in GDAL. Windows are `tiles.Window`, rows before col
 import logging
 import os
 import warnings
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 os.environ.setdefault("GDAL_CACHEMAX", "48")  # MB; GDAL's 5 % of memory grows with the machine, not with the job
 os.environ.setdefault("GDAL_VRT_ENABLE_PYTHON", "NO")
@@ -30,10 +30,12 @@ from eoseg.vetting import check_file, check_header
 from eoseg.vrt import vrt_of
 
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # said in our own words where it matters
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it complains of -3.4028234663852886e+38, a tag many programs write
 STRIP = 2**24  # bytes of pixels that are read at once, where what was decoded for them stays in GDAL's cache
 KEPT = 40 * 2**20  # bytes that GDAL's cache holds for certain
 THREADS = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 GDAL_NODATA = 42113  # TIFF tag
+PLACE = (33550, 33922, 34264, 34735, 34736, 34737)  # TIFF tags: pixel scale, tie points, matrix; keys of the CRS, their numbers and texts
 
 
 # ---------------------------------------------------------------- opening
@@ -80,6 +82,15 @@ def choose_bands(names, wanted, where, flag="--bands"):
         else:
             raise SetupError(f"{where}: has no band {word} ({flag}); choose from 1 to {len(names)}: {listing(names, 20)}.")
     return chosen
+
+
+def find_rgb(names):
+    """Where red, green and blue are among bands of these names; None where the names do not say. Three bands without names are they."""
+    lower = [name.lower() for name in names]
+    for known in [("red", "green", "blue"), ("b04", "b03", "b02"), *[("band_1", "band_2", "band_3")] * (len(names) == 3)]:  # the second: Sentinel-2
+        if all(word in lower for word in known):
+            return [lower.index(word) for word in known]
+    return None
 
 
 # ---------------------------------------------------------------- pixels and which of them count
@@ -256,48 +267,61 @@ def patch_bytes(pixels, transform, crs, nodata=None, names=None, compress="defla
         return memory.read()
 
 
+class Stored(NamedTuple):
+    """What a patch file holds."""
+
+    pixels: np.ndarray  # (B, H, W) in its own type
+    nodata: Optional[float]
+    mask: object = True  # (H, W) bool, True where pixels are; True where the file has no mask
+    place: Optional[dict] = None  # GeoTIFF tags by number; None where GDAL must be asked
+
+    def judged(self, bands=None, require_all_bands=False):
+        """Pixels, missing and valid, as `read_patch` gives them."""
+        pixels = self.pixels if bands is None else self.pixels[bands]
+        missing, valid = missing_and_valid(pixels, [self.nodata] * len(pixels), require_all_bands)
+        return pixels, missing, valid & self.mask
+
+
+def stored(path, label=False):
+    """A patch file as Stored; the axis of the bands is taken from the TIFF's planar configuration, never guessed from the shape.
+
+    Raises:
+        DataError: missing, damaged, several images in one file, or a `label` of several bands.
+    """
+    found = read_with_tifffile(path) or read_with_gdal(path)
+    if label and len(found.pixels) != 1:
+        raise DataError(f"{path}: has {len(found.pixels)} bands; a label is one band of class codes.")
+    return found
+
+
 def read_patch(path, bands=None, require_all_bands=False):
     """Read a patch: pixels (B, H, W) in its own type, missing (B, H, W) and valid (H, W) as `Scene.read` gives them.
 
-    The axis of the bands is taken from the TIFF's planar configuration, never guessed from the shape.
-
     Args:
         bands: which, counted from 0; all when None. Only they decide what is valid, as in a scene.
-
-    Raises:
-        DataError: missing, damaged, or several images in one file.
     """
-    pixels, nodata, mask = read_with_tifffile(path) or read_with_gdal(path)
-    pixels = pixels if bands is None else pixels[bands]
-    missing, valid = missing_and_valid(pixels, [nodata] * len(pixels), require_all_bands)
-    return pixels, missing, valid & mask
+    return stored(path).judged(bands, require_all_bands)
 
 
 def read_label(path):
-    """Read a label patch: its codes (H, W) and the value of its nodata tag (None: it has none).
-
-    Raises:
-        DataError: missing, damaged, or of several bands.
-    """
-    codes, nodata, _ = read_with_tifffile(path) or read_with_gdal(path)
-    if len(codes) != 1:
-        raise DataError(f"{path}: has {len(codes)} bands; a label is one band of class codes.")
-    return codes[0], nodata
+    """Read a label patch: its codes (H, W) and the value of its nodata tag (None: it has none)."""
+    found = stored(path, label=True)
+    return found.pixels[0], found.nodata
 
 
 def read_with_tifffile(path):
-    """Pixels, nodata tag, mask; None where GDAL must try: no TIFF, a codec tifffile lacks, or damage."""
+    """A file as Stored; None where GDAL must try: no TIFF, a codec tifffile lacks, or damage."""
     import tifffile
 
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it complains of -3.4028234663852886e+38, a tag many programs write
     try:
         with tifffile.TiffFile(path) as tif:
-            images = [page for page in tif.pages if not page.subfiletype]  # overviews and masks have a type
+            images = [page for page in tif.pages if not page.subfiletype and page.dtype.kind != "c"]  # overviews and masks have a type; GDAL refuses complex ones
             masks = [page.asarray() > 0 for page in tif.pages if page.subfiletype == 4]
             page = images[0]
-            pixels, tag = page.asarray(), page.tags.get(GDAL_NODATA)
+            pixels, tag = page.asarray(maxworkers=1), page.tags.get(GDAL_NODATA)  # whoever reads many patches has threads already
             rows, cols, bands = page.imagelength, page.imagewidth, page.samplesperpixel
             nodata = float(tag.value.strip(" \0")) if tag else None
+            place = {number: page.tags[number].value for number in PLACE if number in page.tags}
     except Exception:
         return None
     if len(images) > 1:
@@ -305,14 +329,14 @@ def read_with_tifffile(path):
                         "write the bands into one image (rasterio, or tifffile with planarconfig='separate').")
     if page.planarconfig == 1:
         pixels = np.moveaxis(pixels.reshape(rows, cols, bands), 2, 0)
-    return pixels.reshape(bands, rows, cols), nodata, masks[0] if masks else True
+    return Stored(pixels.reshape(bands, rows, cols), nodata, masks[0] if masks else True, place)
 
 
 def read_with_gdal(path):
     with open_raster(path) as src:
         try:
             masked = mask_kind(src) == "mask"  # an alpha band is read as a band, as tifffile does
-            return src.read(), src.nodata, src.dataset_mask() > 0 if masked else True
+            return Stored(src.read(), src.nodata, src.dataset_mask() > 0 if masked else True)
         except RasterioError as error:
             raise DataError(f"{path}: cannot be read ({deepest(error)}); it is damaged, extract it again.") from None
 

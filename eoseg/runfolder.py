@@ -5,7 +5,7 @@ from pathlib import Path
 from eoseg import files
 from eoseg.errors import SetupError, listing
 
-ENDINGS = {"best_loss", "best_iou", "final", "last", "training_plot", "training_log", "per_class_iou", "metrics", "kfold", "kfold_metrics"}
+ENDINGS = {"best_loss", "best_iou", "final", "last", "previous", "training_plot", "training_log", "per_class_iou", "metrics", "kfold", "kfold_metrics"}
 
 
 def earlier_run(config):

@@ -9,8 +9,10 @@ class Schedule:
     """A factor on every parameter group's own learning rate, told step by step.
 
     Args:
-        kind: reduce_plateau (halved after `patience` epochs without a better score), cosine (to 0 over the run) or
-            one_cycle (up over the first 30 %, then down: Smith & Topin 2018).
+        kind: reduce_plateau (halved after `patience` epochs without a better score), cosine (to 0 over the run:
+            Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts), one_cycle (up over the first 30 %, then down:
+            Smith & Topin 2018, arXiv:1708.07120), poly (to 0 as (1 - part of the run)^0.9: Chen et al. 2018, DeepLab,
+            arXiv:1606.00915) or constant.
         rate: the run's learning rate, which the factor 1 stands for.
         steps, warmup: optimiser steps of the whole run, and of the straight rise from `warmup_rate` before it.
     """
@@ -30,8 +32,10 @@ class Schedule:
         elif self.kind == "one_cycle":
             rise = 0.0 if self.warmup else 0.3  # a warm-up is the rise
             factor = cosine(0.04, 1.0, through / rise) if through < rise else cosine(1.0, 0.0, (through - rise) / (1 - rise))
+        elif self.kind == "poly":
+            factor = max(1 - through, 0.0) ** 0.9
         else:
-            factor = self.reduced
+            factor = self.reduced  # stays 1 when constant
         return max(factor, min(FLOOR / self.rate, 1.0))
 
     def apply(self, optimizer):

@@ -5,6 +5,8 @@ import time
 
 from tqdm import tqdm
 
+from eoseg.errors import listing
+
 
 def bar(items, desc="", total=None, unit="it"):
     """A progress bar on stderr; where that is no terminal, one line a minute."""
@@ -40,3 +42,17 @@ def score_table(scores):
     if scores["absent"]:
         lines.append(f"  not in the truth, left out of the mean: {', '.join(scores['absent'])}")
     return "\n".join(lines)
+
+
+def describe(run, splits, source, kind, precision, weight, said):
+    """Print what a run is, before it starts: network, what was said on the way, patches, bands, classes."""
+    config, survey = run.config, source.survey
+    count = sum(parameter.numel() for parameter in run.net.parameters()) / 1e6
+    print(f"network   {config.model_name}{config.encoder_shown}, {count:.1f} M parameters, on {run.device}, {precision}")
+    for line in said:
+        print(line)
+    sizes = ", ".join(f"{rows} x {cols}" for rows, cols in survey.sizes)
+    changed = f", cut or padded to {config.patch_size}" if config.patch_size and set(survey.sizes) != {(config.patch_size,) * 2} else ""
+    print(f"patches   {', '.join(f'{split} {len(part)}' for split, part in splits.items())}; {sizes} pixels{changed}, {survey.dtype}")
+    print(f"bands     {listing(source.bands.names, 13)}; normalised by {kind}, fitted on the training patches")
+    print(f"classes   {listing(run.names, 20)}" + (f"; weights {' '.join(f'{w:.2f}' for w in weight.tolist())}" if weight is not None else ""))

@@ -9,7 +9,7 @@ import pytest
 import main_v2
 import Patch_extraction_v2
 import Predict_large_image_v2
-from eoseg import config
+from eoseg import flags
 from eoseg.config import ExtractionConfig, PredictionConfig, TrainingConfig
 from eoseg.errors import SetupError
 
@@ -143,7 +143,7 @@ def test_input_nodata_takes_any_number(script, word, value):
 
 def test_auto_leaves_the_choice_to_the_run():
     assert parsed("train", "--workers", "auto")["workers"] is None and parsed("predict", "--batch_size", "AUTO")["batch_size"] is None
-    assert config.take(TrainingConfig, main_v2.parse([*TRAIN, "--class_names", "auto"])).class_names is None
+    assert flags.take(TrainingConfig, main_v2.parse([*TRAIN, "--class_names", "auto"])).class_names is None
 
 
 def test_a_protected_word_comes_back_as_it_was():
@@ -210,7 +210,7 @@ CLASS_OF = {"train": TrainingConfig, "single": ExtractionConfig, "batch": Extrac
 def test_a_wrong_value_is_a_setup_error_that_names_the_flag(script, flag, words):
     with pytest.raises(SetupError) as error:
         args = SCRIPTS[script][0]([*SCRIPTS[script][1], flag, *words.split(" ")])
-        config.take(CLASS_OF[script], args)
+        flags.take(CLASS_OF[script], args)
     assert flag in str(error.value).split(": ")[0]
 
 
@@ -220,7 +220,7 @@ def test_a_wrong_value_is_a_setup_error_that_names_the_flag(script, flag, words)
 ])
 def test_flags_that_contradict_each_other_are_named_both(script, words):
     with pytest.raises(SetupError) as error:
-        config.take(CLASS_OF[script], SCRIPTS[script][0]([*SCRIPTS[script][1], *words]))
+        flags.take(CLASS_OF[script], SCRIPTS[script][0]([*SCRIPTS[script][1], *words]))
     assert all(word in str(error.value) for word in words if word.startswith("--"))
 
 
@@ -254,10 +254,10 @@ def test_configs_do_not_share_their_lists():
 
 
 def test_flags_and_dataclass_have_the_same_defaults():
-    assert config.take(TrainingConfig, main_v2.parse(TRAIN)) == TrainingConfig("unet", "patches")
-    assert config.take(PredictionConfig, Predict_large_image_v2.parse(PREDICT)) == PredictionConfig()
+    assert flags.take(TrainingConfig, main_v2.parse(TRAIN)) == TrainingConfig("unet", "patches")
+    assert flags.take(PredictionConfig, Predict_large_image_v2.parse(PREDICT)) == PredictionConfig()
     for needed in (SINGLE, BATCH):
-        assert config.take(ExtractionConfig, Patch_extraction_v2.parse(needed)) == ExtractionConfig()
+        assert flags.take(ExtractionConfig, Patch_extraction_v2.parse(needed)) == ExtractionConfig()
 
 
 def test_binary_has_one_logit_and_two_classes():

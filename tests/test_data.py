@@ -7,12 +7,13 @@ import pytest
 import rasterio
 import torch
 from conftest import coded, write_raster
-from tinypatches import FLAGS, change, config, make
+from tinypatches import FLAGS, change, config, make, prepared
 
 import model_training_v2 as training
-from eoseg import data, patchset, tiles
+from eoseg import augment, data, tiles
 from eoseg.errors import SetupError
 from eoseg.normalize import Normalizer
+from eoseg.source import fit_normalizer, open_splits
 
 pytestmark = pytest.mark.usefixtures("narrow")
 QUIET = lambda items, **settings: items
@@ -71,11 +72,14 @@ def test_a_label_of_the_first_value_beyond_is_not_clipped(train, root):
     refused(train, root, "p0.tif", "label values 3,")
 
 
-def test_many_bad_labels_are_counted(train, root):
+def test_every_bad_label_is_listed_and_the_last_line_counts_them(script, root, tmp_path):
     for i in range(4):
         change(root / "train" / "labels" / f"p{i}.tif", spot(9))
-    change(root / "validation" / "labels" / "p1.tif", spot(9))
-    refused(train, root, "p0.tif", "p1.tif", "p2.tif", "(and 2 more)")
+    (root / "validation/labels/p1.tif").unlink()
+    status, _, said = script("main_v2", *FLAGS, "--dataset_root", root, "--save_dir", tmp_path / "out")
+    *listed, last = said.splitlines()
+    assert status == 2 and last.startswith(f"error: --dataset_root {root}: 5 problems with its patches, listed above") and "mend or remove" in last
+    assert len([line for line in listed if "label values 9" in line]) == 4 and any("p1.tif: image without a label" in line for line in listed)
 
 
 @pytest.mark.parametrize("code, fine", [(1.0, True), (float("nan"), True), (1.5, False), (-1, False)])
@@ -97,12 +101,12 @@ def test_a_nodata_tag_among_the_classes_is_not_guessed(train, root):
 
 
 @pytest.mark.parametrize("spoil, parts", [
-    (lambda root: (root / "train/labels/p1.tif").unlink(), ["train", "p1.tif", "without a label"]),
+    (lambda root: (root / "train/labels/p1.tif").unlink(), ["train", "p1.tif", "image without a label"]),
     (lambda root: (root / "train/images/p1.tif").unlink(), ["train", "p1.tif", "label without an image"]),
     (lambda root: change(root / "train/labels/p1.tif", lambda label: label[:, :-1]), ["labels/p1.tif", "31 x 32", "32 x 32"]),
     (lambda root: change(root / "train/labels/p1.tif", lambda label: label.repeat(2, 0)), ["labels/p1.tif", "2 bands"]),
-    (lambda root: change(root / "validation/images/p1.tif", lambda image: image[:2]), ["2 x uint16 (1, e.g. p1.tif)", "3 x uint16 (5"]),
-    (lambda root: change(root / "train/images/p1.tif", lambda image: image.astype("float32")), ["3 x float32 (1, e.g. p1.tif)"]),
+    (lambda root: change(root / "validation/images/p1.tif", lambda image: image[:2]), ["validation/images/p1.tif: has 2 bands of uint16", "3 of uint16"]),
+    (lambda root: change(root / "train/images/p1.tif", lambda image: image.astype("float32")), ["train/images/p1.tif: has 3 bands of float32", "3 of uint16"]),
     (lambda root: (root / "train/images/p1.tif").write_bytes((root / "train/images/p1.tif").read_bytes()[:900]), ["images/p1.tif"]),
     (lambda root: (root / "train/images/p1.tif").write_bytes(b""), ["images/p1.tif", "0 bytes"]),
     (lambda root: [change(path, lambda label: label * 0 + 255) for path in root.glob("validation/labels/*")], ["validation: not one pixel"]),
@@ -165,17 +169,26 @@ def test_a_batch_of_one_that_cannot_be_normalised_is_said_before_training(train,
 # ---------------------------------------------------------------- what a batch holds
 
 
-def test_bands_are_chosen_by_number_or_name_and_traced_to_the_scene(tmp_path):
+def loader_of(root, seed=None, **settings):
+    """A Loader of the training patches, not normalised (what is missing becomes 7), and its Source."""
+    workers, strengths, batch_size = (settings.pop(name, usual) for name, usual in (("workers", 0), ("strengths", None), ("batch_size", 2)))
+    options = config(root, root.parent / "out", **settings)
+    splits, source = open_splits(options, QUIET)
+    count = len(source.bands.names)
+    plain = Normalizer("none", (0.0,) * count, (1.0,) * count, (7.0,) * count)
+    size = options.patch_size if seed is not None else None
+    patches = data.Patches(splits["train"], source.fetch, size, tiles.tile_size(options.model_name, size or source.largest), seed)
+    return data.Loader(patches, batch_size, plain, torch.device("cpu"), workers, strengths), source
+
+
+def test_chosen_bands_come_in_their_order(tmp_path):
     root = make(tmp_path / "data", (2, 1, 0), bands=4)
     (root / "patch_metadata.json").write_text(json.dumps({"bands": {"names": ["blue", "red", "nir", "vv"], "source_bands": [1, 3, 7, 8], "source_count": 9}}))
-    splits, metadata = data.read_splits(config(root, tmp_path / "out"))
-    choose = lambda *words: data.choose_bands(splits["train"][0][0], config(root, "out", bands=words), metadata)
-    assert choose("nir", "1") == choose("3", "blue") == data.Bands([2, 0], ["nir", "blue"], [7, 1], 9)
-    settings = config(root, "out", bands=["nir", "1"])
-    plain = Normalizer("none", (0.0, 0.0), (1.0, 1.0), (0.0, 0.0))
-    image, *_ = data.Patches(splits["train"], choose("nir", "1"), plain, settings)[0, 0]
-    with rasterio.open(splits["train"][0][0]) as src:
-        assert np.array_equal(image.numpy(), src.read([3, 1]))
+    loader, source = loader_of(root, bands=["nir", "1"])
+    assert source.bands.to_dict() | {"names": ["nir", "blue"], "of_scene": [7, 1], "scene_count": 9} == source.bands.to_dict()
+    image, *_ = next(loader.epoch())
+    with rasterio.open(root / "train/images/p0.tif") as src:
+        assert np.array_equal(image[0].numpy(), src.read([3, 1]))
 
 
 def test_statistics_come_from_valid_training_pixels_of_the_chosen_bands(tmp_path):
@@ -184,91 +197,142 @@ def test_statistics_come_from_valid_training_pixels_of_the_chosen_bands(tmp_path
         change(path, lambda image: np.where(np.arange(32) < 8, 0, image))
     for path in root.glob("validation/images/*"):
         change(path, lambda image: image + 5000)
-    splits, metadata = data.read_splits(config(root, "out"))
-    bands = data.Bands([2, 1], ["c", "b"], [3, 2], 3)
-    normalizer, statistics = data.fit_normalizer(splits["train"], bands, "percentile", QUIET)
-    for place, band in enumerate(bands.of_patch):
+    splits, source = open_splits(config(root, "out", bands=["3", "2"]), QUIET)
+    normalizer, statistics = fit_normalizer(splits["train"], source, "percentile", QUIET)
+    for place, band in enumerate((2, 1)):
         seen = np.concatenate([rasterio.open(image).read(band + 1)[:, 8:].ravel() for image, _ in splits["train"]])
         assert statistics[place]["valid_pixels"] == seen.size and statistics[place]["max"] < 1000
         low, high = np.percentile(seen, [1, 99])
         assert normalizer.offset[place] == low and normalizer.scale[place] == pytest.approx(1 / (high - low)) and normalizer.fill[place] == np.median(seen)
 
 
-def sample(tmp_path, image, label, nodata=None, seed=None, key=(0, 0), **changes):
-    """Image and target as the network gets them, from one patch, not normalised (what is missing becomes 7)."""
-    for kind, pixels in (("images", image), ("labels", label)):
-        (tmp_path / "train" / kind).mkdir(parents=True, exist_ok=True)
-        write_raster(tmp_path / "train" / kind / "p.tif", pixels, nodata if kind == "images" else None)
-    count = len(image)
-    patches = data.Patches(patchset.find_pairs(tmp_path, "train"), data.Bands(list(range(count)), [], [], count),
-                           Normalizer("none", (0.0,) * count, (1.0,) * count, (7.0,) * count), config(tmp_path, "out", **changes), seed)
-    pixels, target, _ = patches[key]
-    return pixels.numpy(), target.numpy()
+def written(tmp_path, image, label, nodata=None):
+    """A folder with one training patch (which also validates)."""
+    for split in ("train", "validation"):
+        for kind, pixels in (("images", image), ("labels", label)):
+            (tmp_path / "data" / split / kind).mkdir(parents=True, exist_ok=True)
+            write_raster(tmp_path / "data" / split / kind / "p.tif", pixels, nodata if kind == "images" else None)
+    return tmp_path / "data"
 
 
-def test_invalid_image_pixels_are_unlabelled_and_a_missing_band_is_its_median(tmp_path):
+def sample(root, number=0, **settings):
+    """Image and target of one patch as the network gets them in an epoch, not normalised (what is missing becomes 7)."""
+    image, target, _ = next(loader_of(root, **settings)[0].epoch(number))
+    return image[0].numpy(), target[0].numpy()
+
+
+@pytest.mark.parametrize("cache", ["none", "disk", "ram"])
+def test_invalid_image_pixels_are_unlabelled_and_a_missing_band_is_its_median(tmp_path, cache):
     image, label = coded(32, 32, dtype="float32"), np.ones((32, 32), "uint8")
     image[:, 0, 0] = -1  # nodata in all bands: invalid
     image[1, 0, 1] = -1  # in one: valid
     image[2, 0, 2] = np.nan  # invalid
     label[0, 3] = 255
-    pixels, target = sample(tmp_path, image, label, nodata=-1)
+    pixels, target = sample(written(tmp_path, image, label, nodata=-1), cache=cache)
     assert target[0, :5].tolist() == [255, 1, 255, 255, 1]
     assert pixels[:, 0, 0].tolist() == [7, 7, 7] and pixels[:, 0, 1].tolist() == [10001, 7, 30001]
     assert np.isfinite(pixels).all() and pixels[2, 31, 31] == 33131
 
 
-def test_padding_mirrors_the_image_and_leaves_the_target_unlabelled(tmp_path):
-    pixels, target = sample(tmp_path, coded(40, 33), np.ones((40, 33), "uint8"))
+def test_padding_mirrors_the_image_and_its_holes_and_leaves_the_target_unlabelled(tmp_path):
+    image = coded(40, 33)
+    image[1, 39, 32] = 0
+    pixels, target = sample(written(tmp_path, image, np.ones((40, 33), "uint8"), nodata=0))
     assert pixels.shape == (3, 64, 64) and target.shape == (64, 64)
     assert (target[:40, :33] == 1).all() and (target == 1).sum() == 40 * 33 and (target[40:] == 255).all()
     assert pixels[0, 39, 32] == pixels[0, 40, 33] == 13932 and pixels[0, 41, 34] == 13831
+    assert pixels[1, 39, 32] == pixels[1, 40, 33] == 7 and pixels[1, 41, 34] == 23831
 
 
 def test_a_larger_patch_is_seen_whole_in_evaluation_and_cut_by_lot_in_training(tmp_path):
     image = coded(60, 50)
+    image[:, 30, 20] = 0  # nowhere but in this hole, which moves along
     label = (image[0] % 3).astype("uint8")  # tells whether image and target were cut alike
-    pixels, target = sample(tmp_path, image, label, patch_size=32)
-    assert np.array_equal(target[:60, :50], label) and (target[60:] == 255).all() and np.array_equal(pixels[0, :60, :50], image[0])
+    root = written(tmp_path, image, label, nodata=0)
+    pixels, target = sample(root, patch_size=32)
+    assert np.array_equal(target[:60, :50][label != 255], np.where(image[0] == 0, 255, label).ravel()) and (target[60:] == 255).all()
+    loader, _ = loader_of(root, seed=3, patch_size=32)
     corners = set()
     for epoch in range(60):
-        pixels, target = data.cut_to(image, label, 32, [3, epoch, 0])
-        assert np.array_equal(pixels[0] % 3, target)
+        image, target, _ = next(loader.epoch(epoch))
+        pixels, target = image[0].numpy(), target[0].numpy()
+        hole = pixels[0] == 7
+        assert pixels.shape == (3, 32, 32) and np.array_equal(pixels[0][~hole] % 3, target[~hole]) and (target[hole] == 255).all() and hole.sum() <= 1
         corners.add(divmod(int(pixels[0, 0, 0]) - 10000, 100))
     rows, cols = zip(*corners)
     assert len(corners) > 40 and min(rows) < 4 and max(rows) > 24 and max(rows) <= 28 and max(cols) <= 18
 
 
+def test_a_smaller_patch_is_padded_to_the_patch_size(tmp_path):
+    pixels, target = sample(written(tmp_path, coded(20, 30), np.ones((20, 30), "uint8")), seed=1, patch_size=64)
+    assert pixels.shape == (3, 64, 64) and (target == 1).sum() == 600 and pixels[0, 20, 0] == pixels[0, 19, 0]
+
+
 def test_a_sample_hangs_on_seed_epoch_and_index_alone(tmp_path):
-    image, label = coded(32, 32), (coded(32, 32)[0] % 3).astype("uint8")
-    draw = lambda seed, epoch: sample(tmp_path, image, label, seed=seed, key=(epoch, 0))[0]
+    root = written(tmp_path, coded(32, 32), (coded(32, 32)[0] % 3).astype("uint8"))
+    draw = lambda seed, epoch: sample(root, epoch, seed=seed, strengths=augment.PRESETS["strong"])[0]
     assert np.array_equal(draw(1, 5), draw(1, 5))
     assert not np.array_equal(draw(1, 5), draw(1, 6)) and not np.array_equal(draw(1, 5), draw(2, 5))
-    assert np.array_equal(draw(None, 5), image)
+    assert np.array_equal(sample(root)[0], coded(32, 32))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_loaders_give_the_same_batches_with_any_number_of_workers(root, tmp_path, workers):
-    splits, _ = data.read_splits(config(root, "out"))
-    normalizer, _ = data.fit_normalizer(splits["train"], data.Bands([0, 1, 2], [], [], 3), "percentile", QUIET)
-    patches = data.Patches(splits["train"], data.Bands([0, 1, 2], [], [], 3), normalizer, config(root, "out"), seed=9)
-    loader = data.make_loader(patches, 3, 9, workers, torch.device("cpu"))
-    for epoch in range(2):
-        loader.batch_sampler.epoch = epoch
-        for keys, (image, target, index) in zip(list(loader.batch_sampler), loader):
-            alone = [patches[key] for key in keys]
-            assert index.tolist() == [i for _, i in keys] and {e for e, _ in keys} == {epoch}
-            assert torch.equal(image, torch.stack([one[0] for one in alone])) and torch.equal(target, torch.stack([one[1] for one in alone]))
+def taken(loader, number, skip=0):
+    return [(image.clone(), target.clone(), index) for image, target, index in loader.epoch(number, skip)]
+
+
+@pytest.mark.parametrize("workers, cache", [(0, "disk"), (2, "none"), (2, "ram"), (1, "disk")])
+def test_loaders_give_the_same_batches_however_they_fetch_and_from_wherever_they_begin(root, workers, cache):
+    plain, _ = loader_of(root, seed=9, strengths=augment.PRESETS["strong"], cache="none", batch_size=3)
+    other, _ = loader_of(root, seed=9, strengths=augment.PRESETS["strong"], cache=cache, workers=workers, batch_size=3)
+    for epoch, skip in ((0, 0), (1, 0), (1, 1)):
+        wanted, found = taken(plain, epoch), taken(other, epoch, skip)
+        assert len(wanted) == 2 and len(found) == 2 - skip
+        for one, two in zip(wanted[skip:], found):
+            assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1]) and one[2] == two[2]
+
+
+def test_batches_are_float32_channels_last_and_whole_numbers(root):
+    image, target, index = next(loader_of(root, seed=1)[0].epoch())
+    assert image.dtype == torch.float32 and image.is_contiguous(memory_format=torch.channels_last) and target.dtype == torch.int64 and len(index) == 2
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_patch_that_breaks_during_the_run_is_one_line(root, workers):
-    splits, _ = data.read_splits(config(root, "out"))
-    patches = data.Patches(splits["train"], data.Bands([0], [], [], 3), Normalizer("none", (0.0,), (1.0,), (0.0,)), config(root, "out"))
-    splits["train"][2][0].write_bytes(b"II*")
+    loader, _ = loader_of(root, workers=workers, cache="none")
+    path = loader.patches.pairs[2][0]
+    path.write_bytes(b"II*")
     with pytest.raises(SetupError) as caught:
-        list(data.batches(data.make_loader(patches, 2, None, workers, torch.device("cpu"))))
-    assert str(caught.value).startswith(f"{splits['train'][2][0]}: ") and "\n" not in str(caught.value)
+        list(loader.epoch())
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_patches_of_rare_classes_are_shown_more_often():
+    counts = np.zeros((100, 3), int)
+    counts[:, 0] = 50
+    counts[:4, 1] = 1  # in 4 of 100 patches: sqrt(25) = 5 times as often
+    weights, factor = data.rarity(counts)
+    assert factor.tolist() == [1, 5, 1] and weights[:4].tolist() == [5] * 4 and weights[4:].tolist() == [1] * 96
+    order = data.Order(100, 8, seed=3, weights=weights)
+    shown = np.zeros(100)
+    for order.epoch in range(200):
+        keys = [key for batch in order for key in batch]
+        assert len(keys) == 100 and len(set(keys)) == 100  # a patch that comes twice is changed in two ways
+        for _, index, _ in keys:
+            shown[index] += 1
+    assert shown[:4] / 200 == pytest.approx(5 * 100 / 116, rel=0.05) and shown[4:].mean() / 200 == pytest.approx(100 / 116, rel=0.02)
+
+
+def test_without_labels_no_patch_is_rare():
+    assert data.rarity(np.zeros((4, 3)))[0].tolist() == [1, 1, 1, 1]
+
+
+def test_strengths_are_those_of_the_preset_but_for_those_given(root):
+    assert data.strengths_of(config(root, "out")) == augment.PRESETS["basic"]
+    assert data.strengths_of(config(root, "out", data_augmentation=False)) is None and data.strengths_of(config(root, "out", augmentation="none")) is None
+    given = {"scale": [0.9, 1.5], "rotation": 3.0, "brightness": 0.1, "contrast": 0.2, "hue": 0.3, "saturation": 0.4, "noise": 0.5, "band_dropout": 0.6}
+    found = data.strengths_of(config(root, "out", augmentation="strong", **{f"augment_{name}": value for name, value in given.items()}))
+    assert found._asdict() == given | {"scale": (0.9, 1.5)}
+    assert data.strengths_of(config(root, "out", augment_noise=0.0, augmentation="strong")) == augment.PRESETS["strong"]._replace(noise=0.0)
 
 
 def test_every_patch_comes_once_an_epoch_and_a_last_one_is_not_alone():
@@ -276,10 +340,10 @@ def test_every_patch_comes_once_an_epoch_and_a_last_one_is_not_alone():
     first, second = [list(order) for order.epoch in (0, 1)]
     assert len(first) == len(order) == 3
     for batches in (first, second):
-        seen = [index for batch in batches for _, index in batch]
+        seen = [index for batch in batches for _, index, _ in batch]
         assert sorted(seen[:9]) == list(range(9)) and seen[9:] == seen[:1]  # batch normalisation needs two
-    assert [i for batch in first for _, i in batch] != [i for batch in second for _, i in batch]
-    assert [i for batch in data.Order(9, 4) for _, i in batch] == list(range(9))  # validation: in order, once
+    assert [i for batch in first for _, i, _ in batch] != [i for batch in second for _, i, _ in batch]
+    assert [i for batch in data.Order(9, 4) for _, i, _ in batch] == list(range(9))  # validation: in order, once
     assert [len(batch) for batch in data.Order(3, 1, seed=1)] == [1, 1, 1]
 
 
@@ -320,8 +384,7 @@ def test_a_patch_without_a_label_adds_nothing_to_loss_or_metrics(tmp_path):
             for kind in ("images", "labels"):
                 (tmp_path / "more/train" / kind / "p0.tif").rename(root / "validation" / kind / "p9.tif")
             change(root / "validation/labels/p9.tif", lambda label: label * 0 + 255)
-        settings = config(root, tmp_path / "out", loss_type="ce")
-        run, loaders = training.prepare(settings, *data.read_splits(settings))
+        run, loaders = training.prepare(*prepared(root, tmp_path / "out", loss_type="ce"))
         evaluated.append(training.evaluate(run, loaders[1]))
     assert evaluated[0][0] == pytest.approx(evaluated[1][0], rel=1e-6) and evaluated[0][1] == evaluated[1][1]
 

@@ -8,19 +8,19 @@ from conftest import ROOT
 
 FLOORS = [  # a module imports only from floors above it in this list
     {"errors"},  # beneath all: even the lowest floor must be able to say what is wrong
-    {"tiles", "files", "schedule", "vrt", "coding", "validity", "parallel"},
-    {"vetting"},
-    {"raster", "normalize", "augment", "metrics", "unet", "config", "device", "georef", "pairing", "patchset", "splits", "vector", "optim", "runfolder"},
-    {"data", "models", "checkpoint", "tracking", "plots", "cutting", "labels", "mapfile", "places", "staging"},
-    {"network", "encoders", "folds", "patchplots", "plan"},  # join what lies beneath: a network and its checkpoint, folds and their plots
-    {"predict", "extract"},
+    {"tiles", "files", "schedule", "vrt", "coding", "validity", "parallel", "flags", "stopping", "scaling"},
+    {"vetting", "config"},
+    {"raster", "normalize", "augment", "metrics", "unet", "device", "georef", "pairing", "patchset", "splits", "vector", "optim", "runfolder"},
+    {"data", "models", "checkpoint", "tracking", "plots", "cutting", "labels", "mapfile", "places", "staging", "survey", "packing"},
+    {"network", "encoders", "folds", "patchplots", "plan", "stages", "runstate", "source"},  # join what lies beneath: a network and its checkpoint, patches and their pack
+    {"predict", "extract", "guarding"},
     {"losses"},  # a floor of its own: nothing in eoseg/ may reach for it
     {"model_training_v2"},
     {"main_v2", "Predict_large_image_v2", "Patch_extraction_v2"},
 ]
-WITHOUT_TORCH = {"errors", "tiles", "files", "raster", "normalize", "config", "extract", "plots", "Patch_extraction_v2", "schedule", "vrt", "coding",
-                 "georef", "pairing", "patchset", "splits", "vector", "cutting", "labels", "tracking", "mapfile", "augment", "validity", "patchplots",
-                 "parallel", "vetting", "places", "staging", "plan"}
+WITHOUT_TORCH = {"errors", "tiles", "files", "raster", "normalize", "config", "flags", "extract", "plots", "Patch_extraction_v2", "schedule", "vrt", "coding",
+                 "georef", "pairing", "patchset", "splits", "vector", "cutting", "labels", "tracking", "mapfile", "validity", "patchplots",
+                 "parallel", "vetting", "places", "staging", "plan", "survey", "packing", "source", "stopping"}
 MODULES = [*ROOT.glob("*.py"), *ROOT.glob("eoseg/[!_]*.py")]
 OPENERS = re.compile(r"\brasterio\.open\(|\btifffile\.(?:TiffFile|imread|imwrite)\(|\bcv2\.im(?:read|write)\(")
 
@@ -78,13 +78,13 @@ def test_only_raster_opens_images_and_only_files_replaces_them(path):
 def test_every_flag_is_read_somewhere(name):
     from importlib import import_module
 
-    from eoseg.config import every_action
+    from eoseg.flags import every_action
 
     text = "\n".join(path.read_text(encoding="utf-8") for path in MODULES if path.stem != "config")
     text += re.sub(r"(?m)^    \w+: .*= option\(.*\n(?: {20,}.*\n)*", "", (ROOT / "eoseg/config.py").read_text(encoding="utf-8"))  # its declaration reads no flag
     import unittest.mock
 
-    with unittest.mock.patch("eoseg.config.Parser.parse_args", lambda self, argv=None: self):
+    with unittest.mock.patch("eoseg.flags.Parser.parse_args", lambda self, argv=None: self):
         parser = import_module(name).parse([])
     unread = []
     for action in every_action(parser):

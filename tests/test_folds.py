@@ -86,7 +86,7 @@ def test_a_class_absent_from_a_fold_does_not_count_there(missing):
 
 def test_the_folds_leave_the_files_of_the_contract(finished):
     folder, _ = finished
-    kinds = "best_loss.pth best_iou.pth final.pth last.pth training_plot.png training_log.csv per_class_iou.png metrics.json".split()
+    kinds = "best_loss.pth best_iou.pth final.pth last.pth previous.pth training_plot.png training_log.csv per_class_iou.png metrics.json".split()
     single = {f"fold{i}/unet-dropout_{kind}" for i in (1, 2, 3) for kind in kinds}
     assert {str(path) for path in content(folder)} == single | {f"unet-dropout_kfold{ending}" for ending in ("_metrics.json", ".csv", ".png")}
     assert (folder / "unet-dropout_kfold.png").read_bytes().startswith(b"\x89PNG")
@@ -192,8 +192,8 @@ def test_more_folds_than_patches_are_refused(script, root, tmp_path):
 @pytest.mark.parametrize("words, count, scored", [([], 7, True), (["train"], 5, True), (["train", "train"], 5, True), (["train", "validation", "test"], 9, False)])
 def test_the_folders_named_are_divided_and_test_is_scored_unless_it_is_among_them(root, tmp_path, monkeypatch, capsys, words, count, scored):
     seen = []
-    monkeypatch.setattr(training, "fit", lambda config, splits, metadata: seen.append(splits) or {"validation": {"mean_iou": 0.5, "mean_f1": 0.5, "accuracy": 0.5, "per_class": {}}})
-    monkeypatch.setattr(training, "test_ensemble", lambda configs, pairs: {"pairs": len(pairs)})
+    monkeypatch.setattr(training, "fit", lambda config, splits, *rest: seen.append(splits) or {"validation": {"mean_iou": 0.5, "mean_f1": 0.5, "accuracy": 0.5, "per_class": {}}})
+    monkeypatch.setattr(training, "test_ensemble", lambda configs, pairs, source: {"pairs": len(pairs)})
     found = cross_validate(root, tmp_path, **({"subdirectories": words} if words else {}))
     held = [pair for splits in seen for pair in splits["validation"]]
     assert len(held) == len(set(held)) == count and all(splits["test"] == [] for splits in seen)

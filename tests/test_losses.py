@@ -1,4 +1,4 @@
-"""Losses against numbers worked out by hand."""
+"""Every loss: numbers worked out by hand, and what all of them promise."""
 
 import math
 from types import SimpleNamespace
@@ -8,13 +8,15 @@ import torch
 import torch.nn.functional as F
 
 import losses
-from losses import CrossEntropyLoss, FocalLoss, TverskyLoss, class_weights, make_loss
+from losses import IGNORE, CrossEntropyLoss, FocalLoss, LovaszLoss, TverskyLoss, class_weights, make_loss
 
-NAMES = ("ce", "dice", "focal", "tversky", "dice_ce", "focal_dice", "combo")
+REGIONS = ("dice", "tversky", "focal_tversky", "lovasz", "jaccard")
+NAMES = ("ce", "focal", *REGIONS, "dice_ce", "focal_dice", "combo")
 
 
 def options(name, **changes):
-    usual = {"focal_gamma": 2.0, "focal_alpha": 0.25, "tversky_alpha": 0.3, "tversky_beta": 0.7, "dice_weight": 0.5}
+    usual = {"focal_gamma": 2.0, "focal_alpha": 0.25, "tversky_alpha": 0.3, "tversky_beta": 0.7, "dice_weight": 0.5,
+             "focal_tversky_gamma": 4 / 3, "label_smoothing": 0.0}
     return SimpleNamespace(loss_type=name, **{**usual, **changes})
 
 
@@ -45,47 +47,48 @@ def index_of(hit, false_alarm, miss, alpha, beta):
     return hit / (hit + alpha * false_alarm + beta * miss)
 
 
-def overlap(alpha, beta, weights=(1, 1)):
+def overlap(alpha, beta, weights=(1, 1), power=1):
     """One minus Tversky of classes 0 and 1 above: sums of probabilities, without the ignored pixel."""
     zero = index_of(0.7, 0.1 + 0.5, 0.3, alpha, beta)
     one = index_of(0.6 + 0.25, 0.2, 0.4 + 0.75, alpha, beta)
-    return (weights[0] * (1 - zero) + weights[1] * (1 - one)) / sum(weights)
+    return mean([(1 - zero) ** power, (1 - one) ** power], weights)
 
 
 def mean(values, weights=(1, 1, 1)):
-    return sum(v * w for v, w in zip(values, weights)) / sum(weights)
+    return sum(v * w for v, w in zip(values, weights)) / sum(w for _, w in zip(values, weights))
 
 
-BY_HAND = {
-    "ce": mean(CE),
-    "dice": overlap(0.5, 0.5),
-    "focal": mean(FOCAL),
-    "tversky": overlap(0.3, 0.7),
-    "dice_ce": 0.8 * mean(CE) + 0.2 * overlap(0.5, 0.5),
-    "focal_dice": 0.8 * mean(FOCAL) + 0.2 * overlap(0.5, 0.5),
-    "combo": 0.4 * mean(CE) + 0.4 * mean(FOCAL) + 0.2 * overlap(0.5, 0.5),
-}
-PIXELS, CLASSES = (2, 5, 5), (2, 5)  # class weights 2 and 5, per pixel and per class that occurs
-WEIGHTED = {
-    "ce": mean(CE, PIXELS),
-    "dice": overlap(0.5, 0.5, CLASSES),
-    "focal": mean(FOCAL, PIXELS),
-    "tversky": overlap(0.3, 0.7, CLASSES),
-    "dice_ce": 0.8 * mean(CE, PIXELS) + 0.2 * overlap(0.5, 0.5, CLASSES),
-    "focal_dice": 0.8 * mean(FOCAL, PIXELS) + 0.2 * overlap(0.5, 0.5, CLASSES),
-    "combo": 0.4 * mean(CE, PIXELS) + 0.4 * mean(FOCAL, PIXELS) + 0.2 * overlap(0.5, 0.5, CLASSES),
-}
+# 1 - IoU as the pixels turn wrong, largest error first. Class 0: 0.5 (another's), 0.3 (its own), 0.1 (another's);
+# class 1: 0.75 (own), 0.4 (own), 0.2 (another's)
+LOVASZ = [0.5 * 1 / 2 + 0.3 * 1 / 2, 0.75 * 1 / 2 + 0.4 * 1 / 2]
+
+
+def by_hand(pixels=(1, 1, 1), classes=(1, 1), w=0.2):
+    """Every loss of the batch above, for weights per pixel and per class that occurs."""
+    ce, focal, dice = mean(CE, pixels), mean(FOCAL, pixels), overlap(0.5, 0.5, classes)
+    return {
+        "ce": ce,
+        "dice": dice,
+        "focal": focal,
+        "tversky": overlap(0.3, 0.7, classes),
+        "focal_tversky": overlap(0.3, 0.7, classes, 3 / 4),
+        "lovasz": mean(LOVASZ, classes),
+        "jaccard": overlap(1, 1, classes),
+        "dice_ce": (1 - w) * ce + w * dice,
+        "focal_dice": (1 - w) * focal + w * dice,
+        "combo": (1 - w) / 2 * (ce + focal) + w * dice,
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_loss_has_its_value_by_hand(name):
-    assert make_loss(options(name, dice_weight=0.2))(LOGITS, TARGET).item() == pytest.approx(BY_HAND[name], rel=1e-5)
+    assert make_loss(options(name, dice_weight=0.2))(LOGITS, TARGET).item() == pytest.approx(by_hand()[name], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_loss_has_its_weighted_value_by_hand(name):
     loss = make_loss(options(name, dice_weight=0.2), torch.tensor([2.0, 5.0, 100.0]))
-    assert loss(LOGITS, TARGET).item() == pytest.approx(WEIGHTED[name], rel=1e-5)
+    assert loss(LOGITS, TARGET).item() == pytest.approx(by_hand((2, 5, 5), (2, 5))[name], rel=1e-5)
 
 
 def binary_by_hand(name, w=0.2):
@@ -93,13 +96,16 @@ def binary_by_hand(name, w=0.2):
     ce = mean([-math.log(0.8), -math.log(0.4), -math.log(0.7)])
     focal = mean([0.25 * 0.2**2 * -math.log(0.8), 0.25 * 0.6**2 * -math.log(0.4), 0.75 * 0.3**2 * -math.log(0.7)])
 
-    def region(alpha, beta):
+    def region(alpha, beta, power=1):
         one = index_of(1.2, 0.3, 0.8, alpha, beta)
         zero = index_of(0.7, 0.8, 0.3, alpha, beta)
-        return 1 - (one + zero) / 2
+        return ((1 - one) ** power + (1 - zero) ** power) / 2
 
     dice = region(0.5, 0.5)
-    return {"ce": ce, "dice": dice, "focal": focal, "tversky": region(0.3, 0.7), "dice_ce": (1 - w) * ce + w * dice,
+    lovasz_one = 0.6 * 1 / 2 + 0.3 * (2 / 3 - 1 / 2) + 0.2 * 1 / 3  # own, another's, own
+    lovasz_zero = 0.6 * 1 / 2 + 0.3 * 1 / 2  # another's, own
+    return {"ce": ce, "dice": dice, "focal": focal, "tversky": region(0.3, 0.7), "focal_tversky": region(0.3, 0.7, 3 / 4),
+            "lovasz": (lovasz_one + lovasz_zero) / 2, "jaccard": region(1, 1), "dice_ce": (1 - w) * ce + w * dice,
             "focal_dice": (1 - w) * focal + w * dice, "combo": (1 - w) / 2 * (ce + focal) + w * dice}[name]
 
 
@@ -130,6 +136,27 @@ def test_cross_entropy_is_torchs_own(weight):
     torch.testing.assert_close(CrossEntropyLoss(weight)(logits, target), F.cross_entropy(logits, target, weight, ignore_index=255))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+@pytest.mark.parametrize("weight", [None, torch.tensor([0.1, 1.0, 2.0, 0.0])])
+def test_label_smoothing_is_torchs_own(weight, smoothing):
+    logits, target = random_batch()
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    value = make_loss(options("ce", label_smoothing=smoothing), weight)(ours, target)
+    wanted = F.cross_entropy(theirs, target, weight, ignore_index=IGNORE, label_smoothing=smoothing)
+    torch.testing.assert_close(value, wanted)
+    value.backward(), wanted.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_label_smoothing_touches_the_cross_entropy_alone():
+    def change(name):
+        return make_loss(options(name, label_smoothing=0.3, dice_weight=0.2))(LOGITS, TARGET) - make_loss(options(name, dice_weight=0.2))(LOGITS, TARGET)
+
+    assert all(change(name) == 0 for name in (*REGIONS, "focal", "focal_dice"))
+    for name, share in (("dice_ce", 0.8), ("combo", 0.4)):
+        torch.testing.assert_close(change(name), share * change("ce"))
+
+
 @pytest.mark.parametrize("channels", [4, 1])
 @pytest.mark.parametrize("name", NAMES)
 def test_ignored_pixels_change_nothing(name, channels):
@@ -144,49 +171,25 @@ def test_ignored_pixels_change_nothing(name, channels):
     assert torch.equal(loss(other, target), value)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("name", NAMES)
-def test_without_a_labelled_pixel_loss_and_gradient_are_zero(name, channels):
+def test_without_a_labelled_pixel_loss_and_gradient_are_zero(name, channels, smoothing):
     logits = torch.randn(2, channels, 4, 4, requires_grad=True)
-    value = make_loss(options(name), torch.ones(max(channels, 2)))(logits, torch.full((2, 4, 4), 255))
+    loss = make_loss(options(name, label_smoothing=smoothing), torch.ones(max(channels, 2)))
+    value = loss(logits, torch.full((2, 4, 4), 255))
     value.backward()
     assert value.item() == 0 and (logits.grad == 0).all()
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_batch_of_classes_that_weigh_nothing_is_zero(name):
+def test_a_batch_of_classes_that_weigh_nothing_is_zero(name, smoothing):
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
-    value = make_loss(options(name), torch.tensor([0.0, 1, 1]))(logits, torch.zeros(1, 4, 4, dtype=torch.int64))
+    loss = make_loss(options(name, label_smoothing=smoothing), torch.tensor([0.0, 1, 1]))
+    value = loss(logits, torch.zeros(1, 4, 4, dtype=torch.int64))
     value.backward()
     assert value.item() == 0 and (logits.grad == 0).all()
-
-
-@pytest.mark.parametrize("name", ["dice", "tversky"])
-def test_a_class_that_does_not_occur_is_left_out(name):
-    certain = torch.full((1, 3, 2, 2), -50.0)
-    certain[:, 0] = 50
-    assert make_loss(options(name))(certain, torch.zeros(1, 2, 2, dtype=torch.int64)).item() == pytest.approx(0, abs=1e-6)
-    certain[0, :, 0, 0] = torch.tensor([-50, 50.0, -50])  # one pixel of four called class 1, which is nowhere: a miss of class 0
-    miss = {"dice": 0.5, "tversky": 0.7}[name]
-    wanted = 1 - index_of(3, 0, 1, 0, miss)
-    assert make_loss(options(name))(certain, torch.zeros(1, 2, 2, dtype=torch.int64)).item() == pytest.approx(wanted)
-
-
-def test_dice_is_counted_over_the_batch_not_patch_by_patch():
-    logits, target = random_batch()
-    stacked = logits.movedim(1, 0).reshape(1, 4, 18, 7), target.reshape(1, 18, 7)
-    torch.testing.assert_close(TverskyLoss(0.5, 0.5)(logits, target), TverskyLoss(0.5, 0.5)(*stacked))
-    apart = sum(TverskyLoss(0.5, 0.5)(logits[i : i + 1], target[i : i + 1]) for i in range(2)) / 2
-    assert abs(apart - TverskyLoss(0.5, 0.5)(logits, target)) > 1e-4
-
-
-def test_a_miss_costs_beta_and_a_false_alarm_alpha():
-    everywhere, upper = torch.full((2, 2), 50.0), torch.tensor([[50.0, 50], [-50, -50]])  # where class 1 is called
-    loss = TverskyLoss(alpha=0.3, beta=0.7)
-    missed = loss(torch.stack([-upper, upper])[None], torch.ones(1, 2, 2, dtype=torch.int64))
-    assert missed.item() == pytest.approx(1 - 2 / (2 + 0.7 * 2))  # 2 hits, 2 misses
-    too_much = loss(torch.stack([-everywhere, everywhere])[None], torch.tensor([[[1, 1], [255, 0]]]))
-    assert too_much.item() == pytest.approx((1 - 2 / (2 + 0.3) + 1) / 2)  # 2 hits, 1 false alarm; class 0 lost
 
 
 @pytest.mark.parametrize("weight", [None, torch.tensor([0.2, 1.0, 1.8])])
@@ -233,6 +236,81 @@ def test_half_precision_does_not_overflow(name, channels, dtype):
     torch.testing.assert_close(value, make_loss(options(name))(logits, target), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("channels", [4, 1])
+@pytest.mark.parametrize("name", NAMES)
+def test_extreme_logits_have_a_finite_loss_and_gradient(name, channels, dtype):
+    logits, target = random_batch(max(channels, 2), channels)
+    logits = (logits.sign() * 1e4).to(dtype).requires_grad_()
+    value = make_loss(options(name, label_smoothing=0.1))(logits, target)
+    value.backward()
+    assert torch.isfinite(value) and torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_logit_that_is_no_number_shows_in_the_loss(name):
+    logits, target = random_batch()
+    logits[0, 2, 5, 5] = math.nan
+    assert make_loss(options(name))(logits, target).isnan()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_perfect_prediction_costs_nearly_nothing_and_has_hardly_a_gradient(name):
+    _, target = random_batch()
+    logits = (F.one_hot(target.where(target != IGNORE, 0), 4).movedim(-1, 1) * 60.0).requires_grad_()
+    value = make_loss(options(name))(logits, target)
+    value.backward()
+    assert 0 <= value.item() < 1e-5 and logits.grad.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("channels", [4, 1])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gradient_is_the_slope_of_the_loss(name, channels):
+    logits, target = random_batch(max(channels, 2), channels)
+    loss = make_loss(options(name, label_smoothing=0.1), torch.linspace(0.5, 1.5, max(channels, 2)))
+    loss(logits.requires_grad_(), target).backward()
+    step = logits.grad / logits.grad.norm() * 0.02
+    with torch.no_grad():
+        slope = (loss(logits + step, target) - loss(logits - step, target)) / 0.04
+    assert slope.item() == pytest.approx(logits.grad.norm().item(), rel=0.01)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_target_of_bytes_is_as_good_and_so_is_any_memory_layout(name):
+    logits, target = random_batch()
+    loss = make_loss(options(name, label_smoothing=0.1), torch.linspace(0.5, 1.5, 4))
+    usual, other = logits.clone().requires_grad_(), logits.contiguous(memory_format=torch.channels_last).requires_grad_()
+    values = loss(usual, target), loss(other, target.to(torch.uint8))
+    sum(values).backward()
+    assert torch.equal(*values) and torch.equal(usual.grad, other.grad)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_batch_gives_the_same_bits_again(name):
+    torch.manual_seed(3)
+    logits, target = torch.randn(4, 5, 64, 64).round(decimals=1), torch.randint(6, (4, 64, 64))  # rounded: many equal errors
+    target[target == 5] = IGNORE
+    loss, runs = make_loss(options(name, label_smoothing=0.1), torch.linspace(0.5, 1.5, 5)), []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(4):
+            again = logits.clone().requires_grad_()
+            value = loss(again, target)
+            value.backward()
+            runs.append((value, again.grad))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(value, runs[0][0]) and torch.equal(grad, runs[0][1]) for value, grad in runs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_loss_reads_a_number_back_from_the_device(name):
+    loss = make_loss(options(name, label_smoothing=0.1), torch.ones(4)).to("meta")  # which has shapes and no values
+    logits, target = torch.randn(2, 4, 9, 7, device="meta", requires_grad=True), torch.zeros(2, 9, 7, dtype=torch.int64, device="meta")
+    loss(logits, target, loss.factors([target, target])[0]).backward()
+    assert logits.grad.shape == logits.shape
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("channels", [3, 1])
 def test_every_loss_falls_to_nearly_nothing_when_followed(name, channels):
@@ -249,14 +327,24 @@ def test_every_loss_falls_to_nearly_nothing_when_followed(name, channels):
 
 def test_logits_and_target_that_do_not_belong_together_are_refused():
     for logits, target in (((1, 3, 4, 4), (1, 4, 5)), ((1, 3, 4, 4), (2, 4, 4)), ((3, 4, 4), (4, 4))):
-        for loss in (CrossEntropyLoss(), FocalLoss(), TverskyLoss()):
+        for loss in (CrossEntropyLoss(), FocalLoss(), TverskyLoss(), LovaszLoss()):
             with pytest.raises(ValueError, match="do not fit"):
                 loss(torch.zeros(logits), torch.zeros(target, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("make", [lambda: TverskyLoss(-0.1, 1), lambda: TverskyLoss(0, 0), lambda: FocalLoss(-1), lambda: FocalLoss(2, 1.1)])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("label", [4, 254, -1])
+def test_a_label_that_is_no_class_is_refused(name, label):
+    logits, target = random_batch()
+    target[1, 5, 5] = label
+    with pytest.raises(IndexError, match=str(label)):
+        make_loss(options(name))(logits, target)
+
+
+@pytest.mark.parametrize("make", [lambda: FocalLoss(-1), lambda: FocalLoss(2, 1.1), lambda: CrossEntropyLoss(None, -0.1),
+                                  lambda: CrossEntropyLoss(None, 1.0)])
 def test_parameters_out_of_range_are_refused(make):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="must be"):
         make()
 
 

@@ -70,7 +70,7 @@ def test_every_network_takes_any_bands_and_keeps_the_size(name, bands, outputs):
 def test_the_lists_hold_what_the_contract_promises():
     wanted = "unet-dropout unet unet++ manet linknet fpn pspnet pan deeplabv3 deeplabv3+ deeplabv3_resnet50 deeplabv3_mobilenet_v3_large"
     assert set(wanted.split()) <= set(training.get_available_models())
-    assert set("ce dice focal focal_dice tversky combo dice_ce".split()) == set(training.get_available_losses())
+    assert set("ce dice focal focal_dice tversky combo dice_ce focal_tversky lovasz jaccard".split()) == set(training.get_available_losses())
 
 
 def test_the_older_signatures_still_serve():

@@ -12,12 +12,12 @@ SCRIPTS = ("main_v2", "Predict_large_image_v2", "Patch_extraction_v2")
 
 
 def parser_of(name):
-    with unittest.mock.patch("eoseg.config.Parser.parse_args", lambda self, argv=None: self):
+    with unittest.mock.patch("eoseg.flags.Parser.parse_args", lambda self, argv=None: self):
         return import_module(name).parse([])
 
 
 def test_every_flag_the_readme_names_exists():
-    from eoseg.config import every_action
+    from eoseg.flags import every_action
 
     known = {flag for name in SCRIPTS for action in every_action(parser_of(name)) for flag in action.option_strings}
     assert not set(re.findall(r"--[a-z_]{3,}", README)) - known

@@ -2,17 +2,32 @@
 
 import dataclasses as dc
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
+import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from tinypatches import FLAGS, REAL, change, config, rows, same_weights, saved, speckled, timeless
 
 import model_training_v2 as training
-from eoseg import data, files
-from eoseg.errors import SetupError
+from eoseg import files, runstate
+from eoseg.errors import SetupError, Stopped
+from eoseg.source import open_splits
+from eoseg.stopping import Stopping
 
 FEATURES = {"epochs": 4, "freeze_encoder": True, "freeze_epochs": 2, "scheduler_type": "cosine", "warmup_epochs": 1, "learning_rate": 3e-3}
+SETS = {
+    "usual": FEATURES,
+    "all": {"epochs": 3, "ema": 0.9, "use_amp": True, "amp_dtype": "bf16", "gradual_unfreeze": True, "freeze_epochs": 1, "layer_decay": 0.8, "accumulate": 2, "clip": 1.0,
+            "augmentation": "strong", "oversample": True, "label_smoothing": 0.1, "optimizer": "sgd", "scheduler_type": "one_cycle", "learning_rate": 0.05, "cache": "ram"},
+    "half": {"epochs": 3, "use_amp": True, "amp_dtype": "fp16", "unfreeze_on_plateau": 1, "patience": 3, "loss_type": "lovasz", "cache": "none", "learning_rate": 1e-6},
+}
 
 
 class Cut(Exception):
@@ -30,45 +45,148 @@ def root(tmp_path_factory, narrow):
 
 
 @pytest.fixture(scope="module")
-def whole(root, tmp_path_factory):
-    """An uninterrupted run with freezing, warm-up and a cosine, to compare interrupted ones with: its folder."""
-    folder = tmp_path_factory.mktemp("whole")
-    training.train(config(root, folder, **FEATURES))
-    return folder
+def wholes(root, tmp_path_factory):
+    """Uninterrupted runs to compare interrupted ones with: name in SETS -> folder."""
+    made = {}
+
+    def whole(name):
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("whole")
+            training.train(config(root, made[name], **SETS[name]))
+        return made[name]
+
+    return whole
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(root, whole, tmp_path):
-    for name, changes in (("workers", {"workers": 2}), ("seed", {"seed": 7})):
-        training.train(config(root, tmp_path / name, **FEATURES | changes))
-    assert same_weights(saved(whole)["model_state_dict"], saved(tmp_path / "workers")["model_state_dict"])
-    assert timeless(rows(whole)) == timeless(rows(tmp_path / "workers"))
-    assert timeless(rows(whole)) != timeless(rows(tmp_path / "seed"))
+@pytest.fixture(scope="module")
+def whole(wholes):
+    return wholes("usual")
 
 
-def interrupted(root, folder, monkeypatch, name, at):
-    """Train until the `at`-th call of training.`name`, which never returns."""
-    calls, real = [], getattr(training, name)
+def assert_same_run(one, two):
+    """Two folders hold the same run: every weight, every state, every score."""
+    for ending in ("last.pth", "final.pth", "best_iou.pth", "best_loss.pth"):
+        first, second = saved(one, ending), saved(two, ending)
+        assert same_weights(first["model_state_dict"], second["model_state_dict"]) and first["performance_metrics"] == second["performance_metrics"]
+    first, second = (saved(folder)["run"] for folder in (one, two))
+    assert first["live"] is None or same_weights(first["live"], second["live"])
+    assert first["schedule"] == second["schedule"] and first["scaler"] == second["scaler"]
+    moments = [[value for state in run["optimizer"]["state"].values() for value in state.values() if torch.is_tensor(value)] for run in (first, second)]
+    assert len(moments[0]) == len(moments[1]) and all(map(torch.equal, *moments))
+    assert timeless(rows(one)) == timeless(rows(two))
+    assert json.loads((one / "unet-dropout_metrics.json").read_text())["test"] == json.loads((two / "unet-dropout_metrics.json").read_text())["test"]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_same_seed_gives_the_same_run_however_patches_are_loaded(root, wholes, tmp_path, name):
+    training.train(config(root, tmp_path, **SETS[name] | {"workers": 2, "cache": "none" if name == "all" else "auto"}))
+    assert_same_run(wholes(name), tmp_path)
+
+
+def test_another_seed_gives_another_run(root, whole, tmp_path):
+    training.train(config(root, tmp_path, **FEATURES | {"seed": 7}))
+    assert timeless(rows(whole)) != timeless(rows(tmp_path))
+
+
+def interrupted(root, folder, monkeypatch, name, at, how, **options):
+    """Train until the `at`-th call of `name`, before which `how` is called."""
+    calls, (module, attribute) = [], (training, name) if hasattr(training, name) else (runstate, name)
+    real = getattr(module, attribute)
 
     def stop(*arguments, **named):
         calls.append(1)
         if len(calls) == at:
-            raise Cut
+            how()
         return real(*arguments, **named)
 
-    with monkeypatch.context() as patched, pytest.raises(Cut):
-        patched.setattr(training, name, stop)
-        training.train(config(root, folder, **FEATURES))
+    with monkeypatch.context() as patched, pytest.raises((Cut, Stopped)) as caught:
+        patched.setattr(module, attribute, stop)
+        training.train(config(root, folder, **options))
+    return caught.value
 
 
-@pytest.mark.parametrize("name, at", [("epoch_line", 2), ("train_step", 5), ("save_last", 3), ("score_table", 1)])
-def test_a_run_cut_off_anywhere_ends_as_if_it_had_not_been(root, whole, tmp_path, monkeypatch, name, at):
-    interrupted(root, tmp_path, monkeypatch, name, at)
+def cut():
+    raise Cut
+
+
+@pytest.mark.parametrize("options", SETS)
+@pytest.mark.parametrize("name, at", [("epoch_line", 2), ("train_step", 4), ("save", 2), ("judge", 5), ("score_table", 1)])
+def test_a_run_cut_off_anywhere_ends_as_if_it_had_not_been(root, wholes, tmp_path, monkeypatch, options, name, at):
+    interrupted(root, tmp_path, monkeypatch, name, at, cut, **SETS[options])
+    training.train(config(root, tmp_path, **SETS[options], resume=True))
+    assert_same_run(wholes(options), tmp_path)
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 0)])
+@pytest.mark.parametrize("options, name, at", [("usual", "train_step", 1), ("usual", "train_step", 6), ("usual", "judge", 3), ("all", "train_step", 4), ("half", "train_step", 2)])
+def test_a_signal_ends_the_run_after_its_step_and_it_goes_on_from_there(root, wholes, tmp_path, monkeypatch, capsys, options, name, at, number, status):
+    stopped = interrupted(root, tmp_path, monkeypatch, name, at, lambda: os.kill(os.getpid(), number), **SETS[options])
+    assert stopped.status == status and "--resume goes on" in str(stopped)
+    steps, done = saved(tmp_path)["run"]["step"], saved(tmp_path)["run"]["schedule"]["step"]
+    assert 0 < steps <= 3 and (name != "train_step" or done == at)
+    capsys.readouterr()
+    taken = []
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "train_step", lambda *arguments, real=training.train_step: taken.append(1) or real(*arguments))
+        training.train(config(root, tmp_path, **SETS[options], resume=True))
+    assert f"and {steps} steps" in capsys.readouterr().out
+    assert_same_run(wholes(options), tmp_path)
+    assert len(taken) == saved(tmp_path)["run"]["schedule"]["step"] - done  # none was taken twice
+
+
+def test_a_long_epoch_is_saved_now_and_then(root, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("eoseg.guarding.SAVE_EVERY", -1)
+        interrupted(root, tmp_path, monkeypatch, "train_step", 6, cut, **FEATURES)
+    assert (saved(tmp_path)["run"]["epoch"], saved(tmp_path)["run"]["step"]) == (1, 2)
     training.train(config(root, tmp_path, **FEATURES, resume=True))
-    for ending in ("last.pth", "final.pth", "best_iou.pth", "best_loss.pth"):
-        one, two = saved(whole, ending), saved(tmp_path, ending)
-        assert same_weights(one["model_state_dict"], two["model_state_dict"]) and one["performance_metrics"] == two["performance_metrics"]
-    assert timeless(rows(whole)) == timeless(rows(tmp_path))
-    assert json.loads((whole / "unet-dropout_metrics.json").read_text())["test"] == json.loads((tmp_path / "unet-dropout_metrics.json").read_text())["test"]
+    assert_same_run(whole, tmp_path)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(path.read_bytes()[:-999]), lambda path: path.write_bytes(b""), lambda path: path.unlink()])
+def test_a_damaged_newest_state_falls_back_to_the_one_before(root, whole, tmp_path, monkeypatch, capsys, damage):
+    interrupted(root, tmp_path, monkeypatch, "epoch_line", 3, cut, **FEATURES)
+    assert saved(tmp_path)["run"]["epoch"] == 2 and saved(tmp_path, "previous.pth")["run"]["epoch"] == 1
+    damage(tmp_path / "unet-dropout_last.pth")
+    training.train(config(root, tmp_path, **FEATURES, resume=True))
+    said = capsys.readouterr().out
+    assert "resumed   after epoch 1" in said
+    assert_same_run(whole, tmp_path)
+
+
+def test_when_both_states_are_damaged_the_file_is_named_and_nothing_is_lost(root, tmp_path, monkeypatch):
+    interrupted(root, tmp_path, monkeypatch, "epoch_line", 3, cut, **FEATURES)
+    for ending in ("last.pth", "previous.pth"):
+        (tmp_path / f"unet-dropout_{ending}").write_bytes(b"damaged")
+    before = content(tmp_path)
+    with pytest.raises(SetupError, match="unet-dropout_previous.pth"):
+        training.train(config(root, tmp_path, **FEATURES, resume=True))
+    assert content(tmp_path) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path, workers):
+    root = speckled(tmp_path / "patches")
+    words = [sys.executable, str(ROOT / "main_v2.py"), *map(str, FLAGS[:-1]), workers, "--dataset_root", root, "--batch_size", 2, "--epochs", 6, "--device", "cpu",
+             "--ema", 0.9, "--use_amp", "--amp_dtype", "bf16", "--gradual_unfreeze", "--freeze_epochs", 1, "--augmentation", "strong", "--cache", "none" if workers else "auto"]
+    call = lambda folder, *more: subprocess.Popen(list(map(str, [*words, "--save_dir", folder, *more])), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert call(tmp_path / "whole").wait() == 0
+    kills, rng = 0, np.random.default_rng(workers)
+    for attempt in range(12):
+        process = call(tmp_path / "killed", *["--resume"] * (attempt > 0))
+        for line in process.stdout:
+            if line.startswith("epoch"):
+                time.sleep(rng.uniform(0, 0.8))
+                process.kill()
+                kills += 1
+                break
+        if process.wait() == 0:
+            break
+    while call(tmp_path / "killed", "--resume").wait():
+        pass
+    assert kills >= 3
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_a_run_that_never_saved_is_resumed_with_its_encoder_weights(root, tmp_path):
@@ -77,7 +195,7 @@ def test_a_run_that_never_saved_is_resumed_with_its_encoder_weights(root, tmp_pa
     state = timm.create_model("mobilenetv3_small_050").state_dict()
     torch.save(state, tmp_path / "w.pth")
     settings = config(root, tmp_path, **REAL | {"encoder_weights": str(tmp_path / "w.pth"), "resume": True})
-    run, _ = training.prepare(settings, *data.read_splits(settings))
+    run, _ = training.prepare(settings, *open_splits(settings, lambda items, **told: items), Stopping())
     assert torch.equal(run.net.state_dict()["encoder.model.conv_stem.weight"], state["conv_stem.weight"])
 
 

@@ -9,7 +9,7 @@ from eoseg.schedule import Schedule
 
 RATE = 5e-4
 
-SCHEDULES = ("reduce_plateau", "cosine", "one_cycle")
+SCHEDULES = ("reduce_plateau", "cosine", "one_cycle", "poly", "constant")
 
 
 def rates(schedule, count):
@@ -37,8 +37,29 @@ def test_one_cycle_rises_for_30_percent_and_falls_after():
     assert found.index(max(found)) == 30
 
 
+def test_poly_falls_by_the_power_of_0_9():
+    found = rates(Schedule("poly", RATE, steps=100), 101)
+    assert [found[step] / RATE for step in (0, 25, 50, 75)] == pytest.approx([1, 0.75**0.9, 0.5**0.9, 0.25**0.9])
+    assert found[100] == pytest.approx(1e-6)
+
+
 def test_plateau_keeps_the_rate_until_a_plateau():
     assert rates(Schedule("reduce_plateau", RATE, steps=100), 100) == [RATE] * 100
+
+
+def test_constant_is_constant():
+    assert rates(Schedule("constant", RATE, steps=100), 120) == [RATE] * 120
+
+
+@pytest.mark.parametrize("kind, curve", [  # of a rate of 1e-3 over 10 steps, two of them warm-up from 1e-4
+    ("reduce_plateau", [1.0, 5.5, 10, 10, 10, 10, 10, 10, 10, 10]),
+    ("constant", [1.0, 5.5, 10, 10, 10, 10, 10, 10, 10, 10]),
+    ("cosine", [1.0, 5.5, 10, 9.619, 8.536, 6.913, 5, 3.087, 1.464, 0.381]),
+    ("one_cycle", [1.0, 5.5, 10, 9.619, 8.536, 6.913, 5, 3.087, 1.464, 0.381]),
+    ("poly", [1.0, 5.5, 10, 8.868, 7.719, 6.551, 5.359, 4.136, 2.872, 1.539]),
+])
+def test_the_printed_curve_of_every_schedule(kind, curve):
+    assert [round(rate * 1e4, 3) for rate in rates(Schedule(kind, 1e-3, 10, 2, 1e-4), 10)] == curve
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
@@ -47,8 +68,8 @@ def test_warm_up_is_a_straight_rise_inside_the_run(kind):
     for step in range(20):
         assert found[step] == pytest.approx(1e-5 + (RATE - 1e-5) * step / 20)
     assert found[20] == pytest.approx(RATE)
-    if kind != "reduce_plateau":
-        assert found[60] == pytest.approx(RATE / 2) and found[99] < RATE / 100  # the fall takes the 80 steps that are left
+    halfway = {"reduce_plateau": 1, "constant": 1, "poly": 0.5**0.9}.get(kind, 0.5)
+    assert found[60] == pytest.approx(RATE * halfway) and (halfway == 1 or found[99] < RATE / 50)  # the fall takes the 80 steps that are left
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
@@ -100,7 +121,7 @@ def test_plateaus_do_not_count_during_warm_up():
     assert factor_after(Schedule("reduce_plateau", RATE, 100, warmup=8, patience=2), [0.5] * 10) == 0.5
 
 
-@pytest.mark.parametrize("kind", ["cosine", "one_cycle"])
+@pytest.mark.parametrize("kind", ["cosine", "one_cycle", "poly", "constant"])
 def test_only_the_plateau_schedule_hears_the_score(kind):
     one, other = Schedule(kind, RATE, 50, patience=1), Schedule(kind, RATE, 50, patience=1)
     for _ in range(20):

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from tinypatches import FLAGS, REAL, config, rows, same_weights, saved, speckled
+from tinynet import Point
+from tinypatches import FLAGS, REAL, config, prepared, rows, same_weights, saved, speckled
 
 import model_training_v2 as training
-from eoseg import checkpoint, data, device, encoders, models
+from eoseg import checkpoint, device, encoders, models
 from eoseg.config import TrainingConfig
 from eoseg.errors import SetupError
 
 ENDINGS = "best_loss.pth best_iou.pth final.pth training_plot.png training_log.csv per_class_iou.png metrics.json".split()
+
+
 @pytest.fixture(autouse=True)
 def no_pictures(request, monkeypatch):
     if "finished" not in request.fixturenames:
@@ -39,7 +42,7 @@ def finished(root, tmp_path_factory):
 
 
 def test_a_run_leaves_exactly_the_files_of_the_contract_and_its_state(finished):
-    assert sorted(path.name for path in finished.iterdir()) == sorted(f"unet-dropout_{ending}" for ending in [*ENDINGS, "last.pth"])
+    assert sorted(path.name for path in finished.iterdir()) == sorted(f"unet-dropout_{ending}" for ending in [*ENDINGS, "last.pth", "previous.pth"])
     for picture in finished.glob("*.png"):
         assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 5000
 
@@ -111,8 +114,8 @@ def test_the_metrics_hold_the_older_keys_and_the_log(finished):
 
 
 def test_final_holds_the_best_weights_not_the_last_ones(root, tmp_path, monkeypatch):
-    def judged(run, loader, real=training.evaluate):
-        loss, scores = real(run, loader)
+    def judged(run, loader, real=training.evaluate, **named):
+        loss, scores = real(run, loader, **named)
         return loss, scores | ({"mean_iou": (0.3, 0.9, 0.1)[run.epoch]} if run.epoch < 3 else {})
 
     monkeypatch.setattr(training, "evaluate", judged)
@@ -125,11 +128,6 @@ def test_final_holds_the_best_weights_not_the_last_ones(root, tmp_path, monkeypa
 
 
 # ---------------------------------------------------------------- how it trains
-
-
-def prepared(root, folder, **changes):
-    settings = config(root, folder, **changes)
-    return settings, *data.read_splits(settings)
 
 
 def test_an_earlier_model_is_a_start_for_other_classes(root, finished, tmp_path):
@@ -192,7 +190,7 @@ def test_no_rate_however_high_leaves_a_broken_file(script, root, tmp_path, rate)
 def test_a_run_stops_when_its_score_no_longer_rises(root, tmp_path, monkeypatch, capsys, monitor):
     scores = {"mean_iou": 0.5, "mean_f1": 0.5, "accuracy": 0.5, "absent": [], "per_class": {}}
     losses = itertools.chain([3.0, 2.0], itertools.repeat(2.5))
-    monkeypatch.setattr(training, "evaluate", lambda run, loader: (next(losses), dict(scores)))
+    monkeypatch.setattr(training, "evaluate", lambda run, loader, **named: (next(losses), dict(scores)))
     training.train(config(root, tmp_path, epochs=9, patience=3, monitor=monitor, log_per_class=False))
     table = rows(tmp_path)
     assert len(table) == (4 if monitor == "iou" else 5) and f"stopped   3 epochs without a better {monitor}" in capsys.readouterr().out
@@ -201,9 +199,14 @@ def test_a_run_stops_when_its_score_no_longer_rises(root, tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("words, has", [
-    (["--loss_type", "focal", "--no_class_weights"], lambda run: run.loss.loss.parts[0].weight is None),
-    (["--loss_type", "ce", "--custom_class_weights", "1", "2", "0"], lambda run: run.loss.loss.parts[0].weight.tolist() == [1, 2, 0]),
+    (["--loss_type", "focal", "--no_class_weights"], lambda run: run.loss.parts[0].weight is None),
+    (["--loss_type", "ce", "--custom_class_weights", "1", "2", "0"], lambda run: run.loss.parts[0].weight.tolist() == [1, 2, 0]),
     (["--scheduler_type", "one_cycle"], lambda run: float(run.history[-1]["learning_rate"]) < 5e-4),
+    (["--scheduler_type", "poly", "--warmup_epochs", "1"], lambda run: float(run.history[-1]["learning_rate"]) < 5e-4),
+    (["--scheduler_type", "constant", "--optimizer", "sgd"], lambda run: float(run.history[-1]["learning_rate"]) == 5e-4),
+    (["--optimizer", "adam", "--augmentation", "strong", "--oversample"], lambda run: type(run.optimizer) is torch.optim.Adam),
+    (["--use_amp", "--amp_dtype", "fp16"], lambda run: run.scaler.is_enabled() and run.history[-1]["train_loss"] > 0),
+    (["--loss_type", "focal_tversky", "--ema", "0.99", "--accumulate", "2", "--clip", "1"], lambda run: run.average is not None),
     (["--scheduler_type", "cosine"], lambda run: float(run.history[-1]["learning_rate"]) < 5e-4),
     (["--use_amp"], lambda run: run.net(torch.zeros(1, 3, 32, 32)).dtype == torch.float32 and not run.scaler.is_enabled()),
     (["--normalization", "zscore"], lambda run: run.about["normalization"]["kind"] == "zscore"),
@@ -218,13 +221,102 @@ def test_every_way_to_train_goes_through(script, root, tmp_path, monkeypatch, wo
     assert has(runs[0])
 
 
-def test_a_batch_beyond_the_memory_of_the_gpu_names_the_way_out(script, root, tmp_path, monkeypatch):
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+def cramped(monkeypatch, most):
+    """A GPU that holds `most` patches at once."""
+    def step(run, parts, real=training.backward):
+        if max(len(image) for image, _ in parts) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return real(run, parts)
 
-    monkeypatch.setattr(training, "train_step", full)
-    status, _, said = script("main_v2", *FLAGS, "--dataset_root", root, "--save_dir", tmp_path / "out", "--batch_size", 64)
-    assert status == 2 and said.splitlines()[-1].startswith("error: --batch_size 64: does not fit the memory of cpu") and not (tmp_path / "out").exists()
+    monkeypatch.setattr(training, "backward", step)
+
+
+def test_a_batch_beyond_the_memory_of_the_gpu_is_halved_and_that_is_said_once_and_resumed(root, tmp_path, monkeypatch, capsys):
+    cramped(monkeypatch, 2)
+    training.train(config(root, tmp_path, batch_size=8))
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("note: --batch_size 8")] == [
+        f"note: --batch_size 8: does not fit the memory of cpu; it is computed in {count} parts, which add up" for count in (2, 4)]
+    assert saved(tmp_path)["run"]["shares"] == 4 and len(rows(tmp_path)) == 2
+    training.train(config(root, tmp_path, batch_size=8, epochs=3, resume=True))
+    assert "note: --batch_size" not in capsys.readouterr().out
+
+
+def test_what_fits_in_no_part_names_the_way_out(script, root, tmp_path, monkeypatch):
+    cramped(monkeypatch, 1)
+    status, _, said = script("main_v2", *FLAGS, "--dataset_root", root, "--save_dir", tmp_path / "out", "--batch_size", 4)
+    assert status == 2 and said.splitlines()[-1].startswith("error: --batch_size 4: not even 2 patches fit the memory of cpu") and not (tmp_path / "out").exists()
+
+
+def test_validation_is_cut_into_parts_too(root, tmp_path, monkeypatch):
+    run, loaders = training.prepare(*prepared(root, tmp_path, batch_size=4, loss_type="ce"))
+    whole = training.evaluate(run, loaders[1])
+    run.shares = 2
+    loss, scores = training.evaluate(run, loaders[1])
+    assert scores == whole[1] and loss == pytest.approx(whole[0], rel=1e-2)  # averaged over pixels here, over their weights within a part
+
+
+@pytest.mark.parametrize("words", [{}, {"label_smoothing": 0.1}, {"use_class_weights": False}, {"loss_type": "focal"}])
+def test_batches_of_a_step_and_parts_of_a_batch_give_the_gradient_of_the_whole(root, tmp_path, words):
+    """A 1x1 convolution, so that no batch normalisation looks at the parts; labelled pixels are shared out unevenly."""
+    torch.manual_seed(1)
+    image, target = torch.randn(8, 3, 16, 16), torch.randint(0, 3, (8, 16, 16))
+    target[:3, 2:] = 255
+    target[4:6] = 255
+    found = []
+    for batches, shares in (([8], 1), ([8], 4), ([4, 4], 1), ([4, 2, 2], 2)):
+        run, _ = training.prepare(*prepared(root, tmp_path, **{"loss_type": "ce", "optimizer": "sgd", "learning_rate": 0.1} | words))
+        run.net, run.shares = Point(3, 3), shares
+        run.optimizer = torch.optim.SGD(run.net.parameters(), lr=0.1)
+        loss, labelled = training.train_step(run, [(x, y, None) for x, y in zip(image.split(batches), target.split(batches))])
+        assert labelled == (target != 255).sum()
+        found.append((loss.item(), run.net.conv.weight.detach().clone()))
+    for loss, weight in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-6) and torch.allclose(weight, found[0][1], rtol=1e-5, atol=1e-7)
+
+
+def test_a_step_is_taken_after_as_many_batches_as_asked_and_after_the_rest(root, tmp_path):
+    run, loaders = training.prepare(*prepared(root, tmp_path, accumulate=2, batch_size=2))  # 3 batches: a step of two, a step of one
+    training.train_epoch(run, loaders[0])
+    assert run.schedule.step == run.step == 2 and run.schedule.steps == 2 * 2
+
+
+def test_the_gradient_is_clipped_to_its_norm(root, tmp_path):
+    run, _ = training.prepare(*prepared(root, tmp_path, clip=1e-3, loss_type="ce", use_class_weights=False))
+    run.net = Point(3, 3)
+    run.optimizer = torch.optim.SGD(run.net.parameters(), lr=1.0)
+    before = torch.nn.utils.parameters_to_vector(run.net.parameters()).clone()
+    training.train_step(run, [(100 * torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8)), None)])
+    assert (torch.nn.utils.parameters_to_vector(run.net.parameters()) - before).norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_average_of_the_weights_is_what_is_validated_and_kept(root, tmp_path):
+    training.train(config(root, tmp_path, ema=0.9, epochs=3, learning_rate=1e-2))
+    last, final = saved(tmp_path), saved(tmp_path, "final.pth")
+    assert not same_weights(last["run"]["live"], last["model_state_dict"])
+    scores = json.loads((tmp_path / "unet-dropout_metrics.json").read_text())["validation"]
+    run, loaders = training.prepare(*prepared(root, tmp_path))
+    run.net.load_state_dict(final["model_state_dict"])
+    assert training.evaluate(run, loaders[1])[1]["mean_iou"] == scores["mean_iou"]
+
+
+def test_a_stalled_validation_loss_lets_the_encoder_go_at_a_lower_rate(root, tmp_path, monkeypatch, capsys):
+    scores = {"mean_iou": 0.5, "mean_f1": 0.5, "accuracy": 0.5, "absent": [], "per_class": {}}
+    losses = itertools.chain([3.0, 2.0], itertools.repeat(2.5))
+    monkeypatch.setattr(training, "evaluate", lambda run, loader, **named: (next(losses), dict(scores)))
+    moved = []
+
+    def watch(run, *rest, real=training.remember):
+        moved.append([value.clone() for value in models.encoder_of(run.net).parameters()])
+        rates = {id(parameter): group["base_lr"] for group in run.optimizer.param_groups for parameter in group["params"]}
+        assert {rates[id(parameter)] for parameter in models.encoder_of(run.net).parameters()} == {5e-5} and set(rates.values()) == {5e-4, 5e-5}
+        return real(run, *rest)
+
+    monkeypatch.setattr(training, "remember", watch)
+    training.train(config(root, tmp_path, epochs=20, unfreeze_on_plateau=2, patience=3, monitor="loss", log_per_class=False))
+    still = [all(map(torch.equal, one, two)) for one, two in itertools.pairwise(moved)]
+    assert still == [True, True, True, False, False, False]  # losses 3, 2, 2.5, 2.5: let go after the fourth epoch, three more without a better one
+    assert "let go, at 0.1 of the learning rate: 2 epochs without" in capsys.readouterr().out
 
 
 def test_mixed_precision_is_bfloat16_where_it_is_fast_and_float16_on_older_cuda(monkeypatch):
@@ -242,7 +334,12 @@ def test_mixed_precision_is_bfloat16_where_it_is_fast_and_float16_on_older_cuda(
 def test_binary_networks_have_one_logit_and_learn_with_every_loss(root, tmp_path, loss):
     run, loaders = training.prepare(*prepared(root, tmp_path, mode="binary", loss_type=loss, learning_rate=1e-2, label_map=["0=0", "1=1", "2=1"]))
     assert run.net(torch.zeros(2, 3, 32, 32)).shape == (2, 1, 32, 32) and run.names == ["class_0", "class_1"]
-    first, *_, last = [training.train_epoch(run, loaders[0]) for run.epoch in range(4)]
+    trained = []
+    for run.epoch in range(4):
+        run.step = 0
+        run.total.zero_()
+        trained.append(training.train_epoch(run, loaders[0]))
+    first, *_, last = trained
     assert 0 < last < first
     _, scores = training.evaluate(run, loaders[1])
     assert scores["per_class"].keys() == {"class_0", "class_1"} and 0 <= scores["mean_iou"] <= 1
@@ -260,4 +357,4 @@ def test_codes_become_classes_and_one_that_never_occurs_is_said(root, tmp_path, 
     run, _ = training.prepare(*prepared(root, tmp_path, num_classes=4, label_map=["water=0", "0=1", "1=2", "2=ignore", "x=3"]))
     said = capsys.readouterr().out
     assert "no training pixel of water, x" in said and run.names == ["water", "class_1", "class_2", "x"]
-    assert run.loss.loss.parts[0].weight[[0, 3]].tolist() == [0, 0] and run.about["label_map"] == {"water": 0, "0": 1, "1": 2, "2": 255, "x": 3}
+    assert run.loss.parts[0].weight[[0, 3]].tolist() == [0, 0] and run.about["label_map"] == {"water": 0, "0": 1, "1": 2, "2": 255, "x": 3}

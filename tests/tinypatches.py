@@ -9,6 +9,8 @@ import torch
 from conftest import write_raster
 
 from eoseg.config import TrainingConfig
+from eoseg.source import open_splits
+from eoseg.stopping import Stopping
 
 FLAGS = ["--model", "unet-dropout", "--classes", 3, "--workers", 0]
 REAL = {"model_name": "linknet", "encoder_name": "tu-mobilenetv3_small_050", "pretrained": False}  # smp's quickest, 0.4 M parameters
@@ -41,6 +43,12 @@ def config(root, save_dir, **changes):
     """A TrainingConfig of unet-dropout (narrow, with that fixture): three classes, two epochs, batches of two."""
     usual = {"model_name": "unet-dropout", "num_classes": 3, "epochs": 2, "batch_size": 2, "workers": 0, "device": "cpu"}
     return TrainingConfig(dataset_root=str(root), save_dir=str(save_dir), **usual | changes)
+
+
+def prepared(root, folder, **changes):
+    """What `prepare` takes: options, pairs, their Source, and a Stopping."""
+    settings = config(root, folder, **changes)
+    return settings, *open_splits(settings, lambda items, **told: items), Stopping()
 
 
 def speckled(root):

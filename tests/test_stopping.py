@@ -1,0 +1,79 @@
+"""Signals that end a run where it can be resumed."""
+
+import os
+import signal
+
+import pytest
+
+from eoseg.errors import Stopped, Terminated, run
+from eoseg.stopping import Stopping
+
+SIGNALS = [(signal.SIGINT, 130, KeyboardInterrupt), (signal.SIGTERM, 143, Terminated), (signal.SIGUSR1, 0, None)]
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number, status, _", SIGNALS)
+def test_a_patient_loop_is_asked_and_leaves_with_the_signals_status(number, status, _):
+    with Stopping() as stop:
+        stop.patient = True
+        assert stop.asked is None
+        send(number)
+        assert stop.asked == number.name
+        with pytest.raises(Stopped, match=f"{number.name}: all is saved") as caught:
+            stop.leave("all is saved")
+        assert caught.value.status == status
+
+
+@pytest.mark.parametrize("number, status, error", SIGNALS)
+@pytest.mark.parametrize("patient", [False, True])
+def test_before_the_loop_and_the_second_time_a_signal_ends_the_program_at_once(number, status, error, patient):
+    with Stopping() as stop:
+        stop.patient = patient
+        if patient:
+            send(number)
+        if error:
+            with pytest.raises(error):
+                send(number)
+        else:  # a warning can wait
+            send(number)
+            assert stop.asked == "SIGUSR1"
+
+
+def test_afterwards_signals_mean_what_they_meant_before():
+    before = [signal.getsignal(number) for number, *_ in SIGNALS]
+    with Stopping():
+        assert [signal.getsignal(number) for number, *_ in SIGNALS] != before
+    assert [signal.getsignal(number) for number, *_ in SIGNALS] == before
+
+
+def test_in_another_thread_there_is_nothing_to_hear():
+    import threading
+
+    entered = []
+
+    def work():
+        with Stopping() as stop:
+            entered.append(stop.asked)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert entered == [None]
+
+
+@pytest.mark.parametrize("name, status, stream", [("SIGINT", 130, "err"), ("SIGTERM", 143, "err"), ("SIGUSR1", 0, "out")])
+def test_a_script_leaves_with_the_status_and_one_line(monkeypatch, capsys, name, status, stream):
+    def main():
+        stop = Stopping()
+        stop.asked = name
+        stop.leave("saved")
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as left:
+        run(main)
+    signal.signal(signal.SIGTERM, before)
+    said = capsys.readouterr()
+    assert left.value.code == status and getattr(said, stream).splitlines()[-1] == ("" if stream == "out" else "error: ") + f"{name}: saved"
