@@ -149,7 +149,7 @@ class Loader:
                     torch.cuda.current_stream(self.device).wait_stream(self.beside)
                     for tensor in (pixels, holes, target):
                         tensor is None or tensor.record_stream(torch.cuda.current_stream(self.device))
-                image = self.scaling(pixels, holes)
+                image = self.scaling(pixels.to(torch.float32), holes)
                 if changes is not None:
                     image, target = augment.apply(image, target, changes, self.rgb)
                 yield image.contiguous(memory_format=torch.channels_last), target.long(), [key[1] for key in keys]
@@ -159,14 +159,18 @@ class Loader:
         return [self.patches.pairs[i][0].name for i in indices]
 
     def _sent(self):
-        """Batches on their way to the device, with what is to become of them."""
+        """Batches on their way to the device, with what is to become of them.
+
+        This runs in a thread of its own, and computes nothing on a CPU: torch would start a second team of threads for it,
+        which takes turns with that of the network.
+        """
         for pixels, holes, target, keys in own_words(self.loader):
             changes = None
             if self.strengths:
                 changes = augment.draw([(self.patches.seed, *key) for key in keys], self.strengths, pixels.shape[1])
             with torch.cuda.stream(self.beside) if self.beside else contextlib.nullcontext():
                 send = lambda tensor: tensor.to(self.device, non_blocking=True)
-                yield send(pixels).to(torch.float32), None if holes is None else send(holes), send(target), changes, keys
+                yield send(pixels), None if holes is None else send(holes), send(target), changes, keys
 
 
 def unchanged(batch):
