@@ -23,7 +23,7 @@ def main(argv=None):
 
 
 def parse(argv):
-    parser = flags.Parser(description=__doc__)
+    parser = flags.Parser(description=__doc__, usage="main_v2.py --model NAME --dataset_root DIR [options]")
     flags.add_options(parser, config.TrainingConfig)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)

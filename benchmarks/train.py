@@ -5,10 +5,11 @@
     python benchmarks/train.py --batches 4 --repeat 1 # a quick look
 
 Bare: forward, cross entropy, backward, fused AdamW in a plain loop, float32, channels-last, over batches that lie on the
-device. Ours: `one_epoch` as main_v2.py runs it, with augmentation, loss, checks, progress and log, patches from the pack on
-disk, but for the validation patches, of which there are two, and the checkpoints, whose time is told apart. Both in one
-process, in turn; the median of the ratios of --repeat rounds. On a GPU bare is the mixed-precision step, and so is ours.
-Fed: batches a core fetches, normalises and augments, nothing learned. Exit status 0 also when a target is missed.
+device, then the forward of two validation patches. Ours: `one_epoch` as main_v2.py runs it, with augmentation, the default
+loss, dropout, checks, validation metrics, progress and log, patches from the pack on disk; what the checkpoints hold it up
+is told apart. Both in one process, in turn; the median of the ratios of --repeat rounds. On a GPU bare is the
+mixed-precision step, and so is ours. Fed: patches fetched, normalised and augmented, nothing learned, by all cores. Exit
+status 0 also when a target is missed.
 """
 
 import argparse
@@ -92,8 +93,8 @@ def prepared(work, args, amp=False, augmentation="basic"):
         return training.prepare(config, splits, source, Stopping())
 
 
-def bare_epoch(args, batches, device, amp):
-    """A function that trains a fresh network over `batches` once, with nothing around it."""
+def bare_epoch(args, batches, held_out, device, amp):
+    """A function that trains a fresh network over `batches` once and sends `held_out` through it, with nothing around it."""
     import segmentation_models_pytorch as smp
     import torch
     import torch.nn.functional as F
@@ -108,6 +109,11 @@ def bare_epoch(args, batches, device, amp):
             F.cross_entropy(logits.float(), target).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        net.eval()
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            for image, target in held_out:
+                F.cross_entropy(net(image).float(), target)
+        net.train()
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -128,8 +134,8 @@ def report(work, args):
     run, loaders = prepared(work, args)
     device = run.device
     gpu = device.type == "cuda"
-    batches = [(image.clone(memory_format=torch.channels_last), target % 255 % CLASSES) for image, target, _ in loaders[0].epoch()]
-    bare = bare_epoch(args, batches, device, amp=gpu)
+    batches, held_out = ([(image.clone(memory_format=torch.channels_last), target % 255) for image, target, _ in loader.epoch()] for loader in loaders[:2])
+    bare = bare_epoch(args, batches, held_out, device, amp=gpu)
     ours = {"float32": (run, loaders), "--use_amp": prepared(work, args, amp=True)}
     if gpu:
         del ours["float32"]

@@ -93,9 +93,18 @@ def add_options(parser, options_class, only=None):
             continue
         required = default is dc.MISSING
         shown = meta["none"] if default is None else " ".join(map(str, default)) if isinstance(default, list) else default
-        group.add_argument(flag_of(f), dest=f.name, type=type_of(f), choices=meta["choices"], nargs=meta["nargs"],
+        group.add_argument(flag_of(f), dest=f.name, type=type_of(f), choices=meta["choices"], nargs=meta["nargs"], metavar=placeholder(f),
                            required=required, default=None if required else default,
                            help=meta["help"] + ("" if required or shown is None else f" (default: {shown})"))
+
+
+def placeholder(field):
+    """What stands for a flag's value in the help."""
+    if field.metadata["choices"]:
+        return None
+    if field.metadata["nargs"] == 2:
+        return "LO", "HI"
+    return {"int": "N", "float": "X"}.get(type_of(field).__name__, "TEXT")
 
 
 def take(options_class, args):

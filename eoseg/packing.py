@@ -17,6 +17,7 @@ from eoseg import files, raster
 from eoseg.coding import IGNORE
 from eoseg.errors import SetupError
 from eoseg.parallel import in_order
+from eoseg.patchset import name_within
 
 VERSION = 1
 END = struct.Struct("<QI8s")  # of a pack: length and checksum of the index before it, and a word to know it by
@@ -83,7 +84,7 @@ class Mapped:
         self._open()
 
     def __call__(self, pair):
-        place, rows, cols, holed = self.records[name_of(pair, self.path.parent)]
+        place, rows, cols, holed = self.records[name_within(pair[0], self.path.parent)]
         area = rows * cols
         parts = self.bands * area * self.dtype.itemsize, -(-self.bands * area // 8) if holed else 0, area
         pixels, holes, target = np.split(np.frombuffer(self._copy(place, sum(parts)), np.uint8), np.cumsum(parts[:2]))
@@ -99,11 +100,6 @@ class Mapped:
         return found
 
 
-def name_of(pair, folder):
-    """A pair as seen from `folder`: data set and packs may move together."""
-    return Path(os.path.relpath(pair[0], folder)).as_posix()
-
-
 def in_threads(read, pairs):
     return in_order(read, pairs, min(8, os.cpu_count() or 1), 16)
 
@@ -114,7 +110,7 @@ def write_pack(path, read, pairs, progress):
     with files.replacing(path) as part, open(part, "wb") as out, contextlib.closing(in_threads(read, pairs)) as patches:
         for pair, patch in zip(pairs, progress(patches, desc="packing", total=len(pairs), unit="patch")):
             first = first or patch
-            records[name_of(pair, path.parent)] = [place, *patch.target.shape, patch.holes is not None]
+            records[name_within(pair[0], path.parent)] = [place, *patch.target.shape, patch.holes is not None]
             for piece in (patch.pixels, None if patch.holes is None else np.packbits(patch.holes), patch.target):
                 if piece is not None:
                     place += out.write(np.ascontiguousarray(piece).data)

@@ -131,8 +131,7 @@ class Memory:
         if not self.path:
             return
         self.root, self.stamps = self.path.parent, stamps_of(pairs)
-        near = functools.cache(lambda parent: Path(os.path.relpath(parent or ".", self.root)).as_posix())
-        self.names = {image: f"{near(os.path.dirname(image))}/{os.path.basename(image)}" for image, _ in pairs if image in self.stamps}
+        self.names = {image: name_within(image, self.root) for image, _ in pairs if image in self.stamps}
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent, damaged, or another program's
             text = self.path.read_text(encoding="utf-8")
             found = json.loads(text)["pairs"]
@@ -153,6 +152,17 @@ class Memory:
         if entries != self.entries:
             with contextlib.suppress(OSError):
                 files.write_text(self.path, text_of(entries))
+
+
+def name_within(path, folder):
+    """A file as seen from `folder`, so that both may move together."""
+    parent, name = os.path.split(path)
+    return f"{way(parent or '.', str(folder))}/{name}"
+
+
+@functools.cache
+def way(parent, folder):
+    return Path(os.path.relpath(parent, folder)).as_posix()
 
 
 def text_of(entries):

@@ -101,7 +101,7 @@ def held(folder):
 
 def content_of(pairs, stamps, folder):
     """A text that is another when a file of `pairs` is another, by name as seen from `folder`, size or time of change."""
-    return json.dumps(sorted([packing.name_of(pair, folder), *stamps[pair[0]]] for pair in pairs))
+    return json.dumps(sorted([patchset.name_within(image, folder), *stamps[image]] for image, _ in pairs))
 
 
 def fit_normalizer(pairs, source, kind, progress):

@@ -61,6 +61,12 @@ CONTRACT = {
         "--warmup_lr": (1e-6, "1e-5", 1e-5), "--use_amp": (False, True), "--log_per_class": (True, True), "--save_csv": (True, True),
         "--class_names": (None, "a b c", ["a", "b", "c"]), "--device": ("auto", "cuda", "cuda"), "--save_dir": ("./trained_models", "out", "out"),
         "--label_map": (None, "1=0 -1=ignore", ["1=0", "-1=ignore"]), "--label_nodata": (None, "-1", "-1"), "--encoder_weights": (None, "imagenet", "imagenet"),
+        "--oversample": (False, True), "--cache": ("auto", "ram", "ram"), "--augmentation": (None, "strong", "strong"), "--augment_scale": (None, "0.5 2", [0.5, 2.0]),
+        "--augment_rotation": (None, "90", 90.0), "--augment_brightness": (None, "0", 0.0), "--augment_contrast": (None, "0.2", 0.2), "--augment_hue": (None, "0.5", 0.5),
+        "--augment_saturation": (None, "1", 1.0), "--augment_noise": (None, "0.01", 0.01), "--augment_band_dropout": (None, "0.1", 0.1), "--gradual_unfreeze": (False, True),
+        "--unfreeze_on_plateau": (None, "4", 4), "--accumulate": (1, "4", 4), "--optimizer": ("adamw", "sgd", "sgd"), "--encoder_lr_scale": (None, "0.1", 0.1),
+        "--layer_decay": (1.0, "0.75", 0.75), "--weight_decay": (None, "0", 0.0), "--clip": (None, "1", 1.0), "--ema": (None, "0.999", 0.999),
+        "--amp_dtype": ("auto", "bf16", "bf16"), "--compile": (False, True), "--label_smoothing": (0.0, "0.1", 0.1), "--focal_tversky_gamma": (4 / 3, "2", 2.0),
     },
     "predict": {
         "--model_name": (None, "unet", "unet"), "--encoder_name": (None, "resnet18", "resnet18"), "--in_channels": (None, "4", 4), "--num_classes": (None, "3", 3),
@@ -194,6 +200,10 @@ WRONG = [
     ("train", "--dropout_rate", "1.1"), ("train", "--n_splits", "1"), ("train", "--patience", "0"), ("train", "--seed", "-1"), ("train", "--seed", "99999999999999999999"),
     ("train", "--workers", "-1"), ("train", "--classes", "1"), ("train", "--classes", "256"), ("train", "--class_names", "a b"), ("train", "--class_names", "a a b c d"),
     ("train", "--custom_class_weights", "1 2"), ("train", "--custom_class_weights", "0 0 0 0 0"), ("train", "--custom_class_weights", "1 1 1 1 -1"),
+    ("train", "--augment_scale", "2 0.5"), ("train", "--augment_scale", "0 1"), ("train", "--augment_scale", "1"), ("train", "--augment_rotation", "181"),
+    ("train", "--augment_hue", "0.6"), ("train", "--augment_noise", "-1"), ("train", "--layer_decay", "0"), ("train", "--layer_decay", "1.1"), ("train", "--clip", "0"),
+    ("train", "--ema", "1"), ("train", "--label_smoothing", "1"), ("train", "--accumulate", "0"), ("train", "--optimizer", "adam2"), ("train", "--focal_tversky_gamma", "0.9"),
+    ("train", "--unfreeze_on_plateau", "15"), ("train", "--unfreeze_on_plateau", "0"), ("train", "--amp_dtype", "bf16"), ("train", "--cache", "gpu"),
     ("train", "--model", "unett"), ("train", "--warmup_epochs", "-1"), ("train", "--normalization", "minmax"), ("train", "--epochs", ""),
     ("single", "--patch_size", "0"), ("single", "--train_ratio", "0.9"), ("single", "--label_channels", "3"), ("single", "--interpolation", "cubic"),
     ("single", "--max_nodata", "1.5"), ("single", "--min_labelled", "-1"), ("single", "--label_burn", "255"), ("single", "--label_burn", "-1"),
@@ -217,6 +227,9 @@ def test_a_wrong_value_is_a_setup_error_that_names_the_flag(script, flag, words)
 @pytest.mark.parametrize("script, words", [
     ("train", ["--resume", "--overwrite"]), ("single", ["--resume", "--overwrite"]), ("predict", ["--resume", "--overwrite"]), ("single", ["--image_channels", "3", "--bands", "1"]),
     ("single", ["--label_field", "class", "--label_burn", "1"]), ("train", ["--tversky_alpha", "0", "--tversky_beta", "0"]),
+    ("train", ["--augmentation", "none", "--augment_noise", "0.1"]), ("train", ["--no_data_augmentation", "--augmentation", "strong"]),
+    ("train", ["--no_data_augmentation", "--augment_hue", "0.1"]), ("train", ["--gradual_unfreeze", "--unfreeze_on_plateau", "3"]),
+    ("train", ["--unfreeze_on_plateau", "5", "--patience", "5"]), ("train", ["--label_smoothing", "0.1", "--loss_type", "dice"]),
 ])
 def test_flags_that_contradict_each_other_are_named_both(script, words):
     with pytest.raises(SetupError) as error:
@@ -235,6 +248,17 @@ def test_flags_that_contradict_each_other_are_named_both(script, words):
 def test_a_config_built_by_hand_checks_itself(field, value):
     with pytest.raises(SetupError):
         TrainingConfig(**{"model_name": "unet", "dataset_root": "x", field: value})
+
+
+@pytest.mark.parametrize("given, wanted", [({}, ("basic", True)), ({"augmentation": "strong"}, ("strong", True)), ({"augmentation": "none"}, ("none", False)),
+                                           ({"data_augmentation": False}, ("none", False)), ({"data_augmentation": False, "augmentation": "none"}, ("none", False))])
+def test_the_two_switches_of_augmentation_agree(given, wanted):
+    found = TrainingConfig("unet", "x", **given)
+    assert (found.augmentation, found.data_augmentation) == wanted and dc.replace(found) == found
+
+
+def test_the_encoders_share_of_the_rate_is_a_tenth_when_a_plateau_lets_it_go():
+    assert [TrainingConfig("unet", "x", **given).encoder_scale for given in ({}, {"unfreeze_on_plateau": 3}, {"unfreeze_on_plateau": 3, "encoder_lr_scale": 0.5})] == [1, 0.1, 0.5]
 
 
 def test_what_a_config_keeps_is_plain():

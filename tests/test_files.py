@@ -215,3 +215,35 @@ def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, cap
         (tmp_path / "result").write_text("x")
     assert "cannot be locked (Function not implemented)" in capsys.readouterr().err
     assert names(tmp_path) == ["result"]
+
+
+def test_what_stood_there_lives_on_under_another_name(tmp_path):
+    path, kept = tmp_path / "a", tmp_path / "b"
+    for text in ("1", "2", "3"):
+        with files.replacing(path, keep=kept) as part:
+            part.write_text(text)
+    assert path.read_text() == "3" and kept.read_text() == "2"
+    with pytest.raises(ValueError), files.replacing(path, keep=kept) as part:
+        raise ValueError
+    assert path.read_text() == "3" and kept.read_text() == "2" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_waiting_run_gets_the_lock_when_the_first_is_done(tmp_path, capsys):
+    import threading
+
+    order, held, first = [], threading.Event(), files.lock(tmp_path)
+    first.__enter__()
+
+    def second():
+        held.set()
+        with files.lock(tmp_path, wait=True):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    held.wait()
+    thread.join(0.5)
+    order.append("first")
+    first.__exit__(None, None, None)
+    thread.join()
+    assert order == ["first", "second"] and capsys.readouterr().err.count("waiting for it") == 1

@@ -83,3 +83,39 @@ def test_memory_can_be_given_back_anywhere(monkeypatch):
     give_back_memory()
     monkeypatch.setattr("sys.platform", "win32")
     give_back_memory()
+
+
+# ---------------------------------------------------------------- behind
+
+
+def test_jobs_are_done_behind_one_after_the_other_and_leaving_waits():
+    import threading
+    import time
+
+    from eoseg.parallel import Behind
+
+    done, threads = [], set()
+
+    def job(number, pause):
+        time.sleep(pause)
+        threads.add(threading.get_ident())
+        done.append(number)
+
+    with Behind() as behind:
+        for number in range(5):
+            behind(job, number, pause=0.02 if number == 0 else 0)
+        assert len(done) < 5
+    assert done == [0, 1, 2, 3, 4] and len(threads) == 1 and threading.get_ident() not in threads
+
+
+def test_the_first_error_behind_is_raised_by_wait_and_later_jobs_are_done():
+    from eoseg.parallel import Behind
+
+    done = []
+    with Behind() as behind:
+        behind(lambda: 1 / 0)
+        behind(done.append, 2)
+        with pytest.raises(ZeroDivisionError):
+            behind.wait()
+        behind.wait()
+    assert done == [2]

@@ -330,6 +330,24 @@ def test_mixed_precision_is_bfloat16_where_it_is_fast_and_float16_on_older_cuda(
     assert "float32" in device.amp_settings(True, cpu)[1]
 
 
+def test_a_type_asked_for_by_name_is_used_and_its_slowness_said(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert device.amp_settings(True, cpu, "bf16") == (torch.bfloat16, "bfloat16 autocast (this device has no fast bfloat16)")
+    assert device.amp_settings(True, cpu, "fp16")[0] is torch.float16 and "no fast float16" in device.amp_settings(True, cpu, "fp16")[1]
+    assert device.amp_settings(False, cpu, "fp16")[0] is None
+
+
+def test_without_a_compiler_the_run_goes_on_and_says_so(root, tmp_path, monkeypatch, capsys):
+    def broken(function):
+        raise RuntimeError("no g++")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    training.train(config(root, tmp_path, compile=True))
+    out = capsys.readouterr().out
+    assert "note: --compile: no working compiler here (no g++); the run goes on without" in out and "epoch   2/2" in out
+
+
 @pytest.mark.parametrize("loss", training.get_available_losses())
 def test_binary_networks_have_one_logit_and_learn_with_every_loss(root, tmp_path, loss):
     run, loaders = training.prepare(*prepared(root, tmp_path, mode="binary", loss_type=loss, learning_rate=1e-2, label_map=["0=0", "1=1", "2=1"]))
