@@ -24,6 +24,7 @@ from eoseg.metrics import Confusion
 from eoseg.normalize import Normalizer
 from eoseg.optim import Average, make_optimizer
 from eoseg.parallel import Behind
+from eoseg.profiling import Profile
 from eoseg.runfolder import check_folder, clear, path_of
 from eoseg.runstate import Run
 from eoseg.schedule import Schedule
@@ -95,16 +96,19 @@ def cross_validate(config):
         check_folder(config)
         pairs, test, source = open_folds(config, bar)
         parts = folds.divide(pairs, config.n_splits, config.seed, patchset.read_places(source.root))
-        if config.overwrite:
-            clear(config)
         single = [dc.replace(config, save_dir=str(folder / f"fold{i}")) for i in range(1, len(parts) + 1)]
         for i, (one, (held_in, held_out)) in enumerate(zip(single, parts), 1):
             print(f"fold {i} of {len(parts)}: {len(held_in)} patches train, {len(held_out)} validate")
-            results.append(fit(one, {"train": held_in, "validation": held_out, "test": []}, source, stop, runstate.begin(one))["validation"])
+            owner = config if i == 1 else one  # with --overwrite all goes when the first fold is known to start
+            results.append(fit(one, {"train": held_in, "validation": held_out, "test": []}, source, stop, runstate.begin(one), owner)["validation"])
+        done = folder / f"{config.model_name}_kfold_metrics.json"
+        if done.exists() and all(path_of(one, "metrics.json").stat().st_mtime_ns < done.stat().st_mtime_ns for one in single):
+            print(f"{done}: all folds are finished and were tested together; nothing to do")
+            return files.read_json(done)
         table = folds.summarise(results)
         for key, part in table.items():
             print(f"  {key:<20} {part['mean']:.3f}  95 % interval {part['low']:.3f} to {part['high']:.3f}")
-        scores = test_ensemble(single, test, source) if test else None
+        scores = test_ensemble(single, test, source, stop) if test else None
         if not test:
             print("test      none: no patches in test/ (or --subdirectories names it)")
         return folds.write(folder, config.model_name, results, table, scores, dc.asdict(config))
@@ -113,21 +117,22 @@ def cross_validate(config):
 # ---------------------------------------------------------------- one run
 
 
-def fit(config, splits, source, stop=None, begun=(None, None)):
+def fit(config, splits, source, stop, begun=(None, None), owner=None):
     """Train on splits["train"], choose by splits["validation"], score on splits["test"]; write everything to save_dir.
 
     Args:
         splits: dict of lists of (image, label). source: the source.Source they are of. begun: as `runstate.begin` returned it.
+        owner: options of the run whose leftovers are cleared, when they are not `config`.
     Returns:
         the metrics.
     """
     saved, path = begun
-    run, loaders = prepare(config, splits, source, stop or Stopping(), fresh=saved is None)
+    run, loaders = prepare(config, splits, source, stop, saved)
     with run.behind:
-        return go_on(run, loaders, saved, path)
+        return go_on(run, loaders, saved, path, owner or config)
 
 
-def go_on(run, loaders, saved, path):
+def go_on(run, loaders, saved, path, owner):
     """From the state `saved` at `path`, or the start (None), to the end. Returns the metrics."""
     config = run.config
     if saved:
@@ -138,7 +143,7 @@ def go_on(run, loaders, saved, path):
             return files.read_json(path_of(config, "metrics.json"))
         run.finished = False
         print(f"resumed   after epoch {run.epoch}" + (f" and {run.step} steps" if run.step else "") + f", best validation IoU {run.best_iou:.4f}")
-    clear(config)
+    clear(owner)
     run.stop.patient, run.saved = True, time.monotonic()
     while run.epoch < config.epochs and run.waited < config.patience:
         one_epoch(run, *loaders[:2])
@@ -147,21 +152,23 @@ def go_on(run, loaders, saved, path):
     return finish(run, loaders[1], loaders[2])
 
 
-def prepare(config, splits, source, stop, fresh=True):
+def prepare(config, splits, source, stop, saved=None):
     """Build all that the loop needs.
 
     Args:
-        fresh: the run begins; one that goes on has its weights already.
+        saved: the state of a run that goes on: it has its weights, and its kind of normalisation.
     Returns:
         the Run, and the loaders of train, validation and test (None without test patches).
     """
     device = choose_device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # pinned memory belongs to the current one
     amp_dtype, precision = amp_settings(config.use_amp, device, config.amp_dtype)
     if config.batch_size == 1:  # how small the deepest features get hangs on the patches
         models.check_model(dc.replace(config, patch_size=config.patch_size or source.largest))
     pixels = {split: sum(source.survey.class_pixels[image] for image, _ in part) for split, part in splits.items() if part}
     survey.check_labels(pixels, source.names)
-    kind = config.normalization if config.normalization != "auto" else encoders.usual_normalization(config)
+    kind = saved["normalization"]["kind"] if saved else config.normalization if config.normalization != "auto" else encoders.usual_normalization(config)
     normalizer, statistics = fit_normalizer(splits["train"], source, kind, bar)
     bands = source.bands
     about = {"normalization": normalizer.to_dict(), "statistics": statistics, "class_names": source.names, "input": bands.to_dict(),
@@ -169,7 +176,7 @@ def prepare(config, splits, source, stop, fresh=True):
              "pixel_size": pixel_size(raster.header(splits["train"][0][0])), "patches": files.digest([*splits["train"], *splits["validation"]], source.survey.class_pixels)}
     torch.manual_seed(config.seed)
     net = models.build_model(config.model_name, len(bands.names), config.num_classes, config.encoder_name, config.dropout_rate)
-    said = [encoders.load_encoder(net, config, len(bands.names)), config.init_weights and encoders.load_init_weights(net, config.init_weights)] if fresh else []
+    said = [encoders.load_encoder(net, config, len(bands.names)), config.init_weights and encoders.load_init_weights(net, config.init_weights)] if not saved else []
     parts = stages.encoder_stages(net, config, len(bands.names))
     net = net.to(device, memory_format=torch.channels_last)
     weight = losses.chosen_weights(config, pixels["train"])
@@ -178,7 +185,8 @@ def prepare(config, splits, source, stop, fresh=True):
     schedule = Schedule(config.scheduler_type, config.learning_rate, config.epochs * steps, config.warmup_epochs * steps, config.warmup_lr, config.patience // 3)
     total = torch.zeros(2, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     run = Run(config, source.names, about, device, amp_dtype, net, Average(net, config.ema) if config.ema else None, parts, losses.make_loss(config, weight).to(device),
-              make_optimizer(net, parts, config), torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16), schedule, total, stop, Behind())
+              make_optimizer(net, parts, config), torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16), schedule, total, stop, Behind(), Profile(config.profile, path_of(config, "trace.json"), device) if config.profile else None,
+              part=config.batch_size, judged_part=config.batch_size)
     said += [*stages.said(config), config.compile and translate(net, device), source.said, shown]
     describe(run, splits, source, kind, precision, weight, [line for line in said if line])
     return run, loaders
@@ -209,10 +217,13 @@ def one_epoch(run, train_loader, validation_loader):
     run.stalled = 0 if val_loss < run.best_loss else run.stalled + 1
     run.best_score = max(run.best_score, score)
     print(epoch_line(row, config.epochs, best=run.waited == 0), flush=True)
-    if config.unfreeze_on_plateau and not run.let_go and run.stalled >= config.unfreeze_on_plateau:
+    if config.unfreeze_on_plateau and not run.let_go and (run.stalled >= config.unfreeze_on_plateau or run.waited >= config.patience):
         run.let_go, run.waited = True, 0
         print(f"encoder   let go, at {config.encoder_scale:g} of the learning rate: {run.stalled} epochs without a lower validation loss")
     remember(run, scores, val_loss)
+    if run.profile:
+        run.profile.tell(time.perf_counter() - started)
+        run.profile = None
 
 
 def train_epoch(run, loader):
@@ -220,15 +231,18 @@ def train_epoch(run, loader):
     config, before = run.config, None
     stages.hold(run.net, run.stages, stages.thawed(config, len(run.stages), run.epoch, run.let_go))
     with closing(grouped(loader.epoch(run.epoch, skip=run.step * config.accumulate), config.accumulate)) as groups:
-        for batches in bar(groups, f"epoch {run.epoch + 1}", -(-len(loader) // config.accumulate) - run.step, unit="step"):
+        watched = run.profile.watch(groups) if run.profile else groups
+        for batches in bar(watched, f"epoch {run.epoch + 1}", -(-len(loader) // config.accumulate) - run.step, unit="step"):
             run.schedule.apply(run.optimizer)
             loss, labelled = train_step(run, batches)
             run.step += 1
-            run.total += torch.stack([loss.nan_to_num(0, 0, 0) * labelled, labelled])
+            run.total += torch.stack([loss * labelled, labelled]).nan_to_num(0, 0, 0) * torch.isfinite(loss)  # a step that the scaler passed over counts nowhere
             check_finite(run, before, loader)  # of the step before: waiting for this one would idle the GPU
             before = loss, [index for *_, indices in batches for index in indices]
             heed(run, before, loader)
     check_finite(run, before, loader)
+    if run.scaler.is_enabled() and run.scaler.get_scale() < 1:
+        raise diverged(run, "the gradient")
     return (run.total[0] / run.total[1].clamp(min=1)).item()
 
 
@@ -261,9 +275,9 @@ def train_step(run, batches):
 
     def compute():
         seed_step(config.seed, run.epoch, run.step)  # dropout hangs on these alone, so that a resumed run draws the same
-        return backward(run, [part for image, target, *_ in batches for part in parted(image, target, run.shares)])
+        return backward(run, [part for image, target, *_ in batches for part in parted(image, target, run.part)])
 
-    loss = fitting(run, compute)
+    loss = fitting(run, "part", compute)
     if config.clip:
         run.scaler.unscale_(run.optimizer)
         nn.utils.clip_grad_norm_(run.net.parameters(), config.clip)
@@ -288,9 +302,9 @@ def backward(run, parts):
     return total
 
 
-def parted(image, target, shares):
-    """A batch in `shares` parts, of two patches at least: batch normalisation needs them."""
-    count = max(1, min(shares, len(image) // 2))
+def parted(image, target, most):
+    """A batch in even parts of at most `most` patches."""
+    count = -(-len(image) // most)
     return list(zip(image.tensor_split(count), target.tensor_split(count)))
 
 
@@ -305,7 +319,7 @@ def evaluate(run, loader, between=lambda: None):
     confusion, total = Confusion(len(run.names), run.device), torch.zeros_like(run.total)
     with closing(loader.epoch()) as batches:
         for image, target, _ in batches:
-            sums, classes = fitting(run, lambda: judge(run, net, image, target))
+            sums, classes = fitting(run, "judged_part", lambda: judge(run, net, image, target))
             total += sums
             confusion.add(classes, target)
             between()
@@ -315,7 +329,7 @@ def evaluate(run, loader, between=lambda: None):
 def judge(run, net, image, target):
     """Loss times labelled pixels and their number, (2,), and the classes (N, H, W) of a batch."""
     sums, classes = torch.zeros_like(run.total), []
-    for part, truth in parted(image, target, run.shares):
+    for part, truth in parted(image, target, run.judged_part):
         with autocast(run.device, run.amp_dtype):
             logits = net(part)
         labelled = (truth != losses.IGNORE).sum()
@@ -349,8 +363,9 @@ def finish(run, validation_loader, test_loader):
     last = {name: value.clone() for name, value in run.judged.state_dict().items()}
     best = checkpoint.load(path_of(config, "best_iou.pth"), run.device)
     checkpoint.load_weights(run.judged, best["model_state_dict"], path_of(config, "best_iou.pth"))
-    _, validation = evaluate(run, validation_loader)
-    _, test = evaluate(run, test_loader) if test_loader else (None, None)
+    between = lambda: run.stop.leave_if_asked("stopped while the best network was tested; all is saved, --resume tests it again")
+    _, validation = evaluate(run, validation_loader, between=between)
+    _, test = evaluate(run, test_loader, between=between) if test_loader else (None, None)
     checkpoint.save(path_of(config, "final.pth"), **{key: value for key, value in best.items() if key != "format"}, validation=validation, test=test)
     title = f"{config.model_name}, best validation IoU {run.best_iou:.3f}"
     plots.draw_curves(run.history, path_of(config, "training_plot.png"), title)
@@ -370,7 +385,7 @@ def finish(run, validation_loader, test_loader):
 
 
 @torch.inference_mode()
-def test_ensemble(configs, pairs, source):
+def test_ensemble(configs, pairs, source, stop):
     """Score the mean probability of the folds' networks on `pairs`; each fold normalises by its own statistics."""
     device = choose_device(configs[0].device)
     nets, loaders = [], []
@@ -382,9 +397,13 @@ def test_ensemble(configs, pairs, source):
         patches = data.Patches(pairs, source.fetch, None, tile_size(config.model_name, source.largest))
         loaders.append(data.Loader(patches, config.batch_size, Normalizer.from_dict(saved["normalization"]), device))
     confusion = Confusion(len(source.names), device)
+    amp_dtype, _ = amp_settings(configs[0].use_amp, device, configs[0].amp_dtype)
     for batches in zip(*(loader.epoch() for loader in loaders)):
-        mean = sum(losses.two_logits(net(image)).float().softmax(1) for net, (image, *_) in zip(nets, batches))
+        with autocast(device, amp_dtype):
+            logits = [net(image) for net, (image, *_) in zip(nets, batches)]
+        mean = sum(losses.two_logits(one).float().softmax(1) for one in logits)
         confusion.add(mean.max(1).indices, batches[0][1])
+        stop.leave_if_asked("stopped while the folds were tested together; all is saved, --resume tests them again")
     scores = confusion.scores(source.names)
     print(f"on test, the {len(nets)} folds together:\n{score_table(scores)}")
     return scores

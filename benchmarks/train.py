@@ -39,7 +39,7 @@ def main():
     if args.validate:
         return print(json.dumps(validated(Path(args.folder), args)))
     with tempfile.TemporaryDirectory(prefix="train_") as temporary:
-        work = Path(args.folder or temporary)
+        work = Path(args.folder or temporary) / f"{args.size}_{args.bands}_{args.batches * args.batch_size}"
         make_patches(work / "patches", args.batches * args.batch_size, args)
         report(work, args)
         few, many = memory(work, 8, args), memory(work, 64, args)

@@ -95,6 +95,7 @@ class TrainingConfig:
     device: str = option("auto", "auto, cpu, cuda, cuda:1 ...; auto is cuda when there is one")
     log_per_class: bool = option(True, "IoU of each class in the log and as a plot", off="--no_log_per_class")
     save_csv: bool = option(True, "write the CSV log", off="--no_save_csv")
+    profile: Optional[int] = option(None, "trace so many steps of the first epoch (<model>_trace.json), and tell where its time went", type=at_least(1), none="no")
     save_dir: str = option("./trained_models", "folder for checkpoints, logs and plots")
     resume: bool = option(False, "go on with the run in --save_dir that was cut off")
     overwrite: bool = option(False, "replace an earlier run of the same --model in --save_dir")

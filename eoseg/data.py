@@ -48,8 +48,9 @@ class Patches(Dataset):
         batch, holed = None, None
         for i, key in enumerate(keys):
             pixels, holes, target = self.fetch(self.pairs[key[1]])
-            if batch is None:
-                batch = np.empty((len(keys), len(pixels), self.side, self.side), pixels.dtype)
+            if batch is None:  # what is wider than float32 is no better there
+                small = pixels.dtype == np.float32 or pixels.dtype.kind in "iu" and pixels.dtype.itemsize <= 2
+                batch = np.empty((len(keys), len(pixels), self.side, self.side), pixels.dtype if small else np.float32)
                 targets = np.empty((len(keys), self.side, self.side), np.uint8)
             if holes is not None and holed is None:
                 holed = np.zeros(batch.shape, bool)
@@ -164,6 +165,8 @@ class Loader:
         This runs in a thread of its own, and computes nothing on a CPU: torch would start a second team of threads for it,
         which takes turns with that of the network.
         """
+        if self.beside:
+            torch.cuda.set_device(self.device)
         for pixels, holes, target, keys in own_words(self.loader):
             changes = None
             if self.strengths:
@@ -184,6 +187,10 @@ def own_words(loader):
         yield from loader
     except SetupError as error:
         raise type(error)(str(error).rstrip().rpartition(f"{type(error).__name__}: ")[2]) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise SetupError(f"--workers {loader.num_workers}: a loader process died ({' '.join(str(error).split())[:100]}); memory may be short, give fewer.") from None
 
 
 def dismiss(loader):
@@ -202,10 +209,12 @@ def quiet_worker(number):
 
 
 def worker_count(config, patches, packed):
-    """--workers, or: none where patches are fetched from a pack or memory, for a handful of them, or on a single core; else one less than the cores, at most 8."""
-    if config.workers is not None:
-        return config.workers
+    """--workers, as far as there are batches and not beyond four a core; or: none where patches are fetched from a pack or memory, for a handful
+    of them, or on a single core; else one less than the cores, at most 8.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if config.workers is not None:
+        return min(config.workers, -(-len(patches) // config.batch_size), 4 * cores)
     return 0 if packed or len(patches) < 64 or cores == 1 else min(8, cores - 1)
 
 
@@ -241,6 +250,8 @@ def make_loaders(config, splits, source, normalizer, device):
     whole = side(source.largest)
     make = lambda pairs: Loader(Patches(pairs, source.fetch, None, whole), config.batch_size, normalizer, device, worker_count(config, pairs, source.quick))
     weights, said = None, None
+    if (config.augment_hue or config.augment_saturation) and source.rgb is None:
+        print("note: --augment_hue, --augment_saturation: no red, green and blue among the bands; they do nothing")
     if config.oversample:
         weights, factor = rarity([source.survey.class_pixels[image] for image, _ in splits["train"]])
         said = "shown     " + ", ".join(f"{name} x {times:.2g}" for name, times in zip(source.names, factor)) + " (--oversample)"

@@ -142,6 +142,8 @@ def open_patches(mode, read, pairs, size, folder, key, progress):
     path = folder / f"patches-{settings}-{content}.pack"
     with contextlib.suppress(OSError, ValueError, KeyError):
         return Mapped(path), f"cache     {path}"
+    for part in folder.glob(".patches-*.part"):  # of a run that was killed; the folder's lock is ours
+        files.remove(part)
     room = shutil.disk_usage(folder).free
     if mode == "auto" and room < 2 * size:
         return read, f"cache     none: packing the patches takes {megabytes(size)}, {folder} has {megabytes(room)} left (--cache disk packs them all the same)"

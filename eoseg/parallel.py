@@ -67,11 +67,11 @@ def in_order(function, items, threads, waiting):
 class Behind:
     """Does jobs in a thread of its own, one after the other, while the caller goes on; leaving the context waits for all of them.
 
-    The first error is raised by the next `wait`; jobs after it are still done.
+    The first error is raised by the next `check` or `wait`; jobs after it are not done, as they may rest on the one that failed.
     """
 
     def __init__(self):
-        self.pool, self.jobs = ThreadPoolExecutor(1), deque()
+        self.pool, self.jobs, self.failed = ThreadPoolExecutor(1), deque(), False
 
     def __enter__(self):
         return self
@@ -80,7 +80,19 @@ class Behind:
         self.pool.shutdown()
 
     def __call__(self, function, *args, **named):
-        self.jobs.append(self.pool.submit(function, *args, **named))
+        self.jobs.append(self.pool.submit(self._do, function, args, named))
+
+    def _do(self, function, args, named):
+        if self.failed:
+            return
+        self.failed = True
+        function(*args, **named)
+        self.failed = False
+
+    def check(self):
+        """Raise the error of a job that is over."""
+        while self.jobs and self.jobs[0].done():
+            self.jobs.popleft().result()
 
     def wait(self):
         while self.jobs:

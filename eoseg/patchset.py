@@ -162,7 +162,10 @@ def name_within(path, folder):
 
 @functools.cache
 def way(parent, folder):
-    return Path(os.path.relpath(parent, folder)).as_posix()
+    try:
+        return Path(os.path.relpath(parent, folder)).as_posix()
+    except ValueError:  # another drive, on Windows
+        return Path(os.path.abspath(parent)).as_posix()
 
 
 def text_of(entries):

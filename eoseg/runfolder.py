@@ -5,7 +5,7 @@ from pathlib import Path
 from eoseg import files
 from eoseg.errors import SetupError, listing
 
-ENDINGS = {"best_loss", "best_iou", "final", "last", "previous", "training_plot", "training_log", "per_class_iou", "metrics", "kfold", "kfold_metrics"}
+ENDINGS = {"best_loss", "best_iou", "final", "last", "previous", "training_plot", "training_log", "per_class_iou", "metrics", "trace", "kfold", "kfold_metrics"}
 
 
 def earlier_run(config):
@@ -22,6 +22,8 @@ def check_folder(config):
         SetupError: it is there, and neither --resume nor --overwrite was given.
     """
     there = earlier_run(config)
+    if config.overwrite and config.init_weights and Path(config.init_weights).resolve() in [path.resolve() for path in there]:
+        raise SetupError(f"--init_weights {config.init_weights}: lies among the files that --overwrite removes; copy it elsewhere, or give another --save_dir.")
     if there and not (config.resume or config.overwrite):
         raise SetupError(f"--save_dir {config.save_dir}: holds a run of {config.model_name} ({listing([p.name for p in there], 3)}); give --resume to go on with it, "
                          "--overwrite to replace it, or another --save_dir.")

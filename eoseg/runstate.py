@@ -7,18 +7,18 @@ from typing import Any, ClassVar, Optional
 import torch
 from torch import nn
 
-from eoseg import checkpoint
+from eoseg import checkpoint, files
 from eoseg.config import TrainingConfig
-from eoseg.device import choose_device
 from eoseg.errors import SetupError, listing
 from eoseg.optim import Average
 from eoseg.parallel import Behind
+from eoseg.profiling import Profile
 from eoseg.runfolder import path_of
 from eoseg.schedule import Schedule
 from eoseg.stopping import Stopping
 
-FREE = {"epochs", "patience", "save_dir", "dataset_root", "patch_subdir", "device", "workers", "cache", "resume", "overwrite", "log_per_class", "save_csv",
-        "compile"}  # options that a resumed run may be given anew
+FREE = {"epochs", "patience", "save_dir", "dataset_root", "patch_subdir", "device", "workers", "cache", "init_weights", "encoder_weights", "resume", "overwrite", "log_per_class", "save_csv",
+        "compile", "profile"}  # options that a resumed run may be given anew
 OF_PATCHES = ("input", "class_names", "label_map", "patches", "normalization")  # what must be the same of them
 
 
@@ -41,9 +41,11 @@ class Run:
     total: torch.Tensor  # of this epoch: loss times labelled pixels, and labelled pixels
     stop: Stopping
     behind: Behind  # writes checkpoints
+    profile: Optional[Profile] = None  # of the first epoch, with --profile
     epoch: int = 0  # epochs done
     step: int = 0  # steps done in the one after
-    shares: int = 1  # parts that a batch goes through the network in
+    part: int = 1  # patches that go through the network at once, in training
+    judged_part: int = 1  # and in validation
     let_go: bool = False  # the encoder, with --unfreeze_on_plateau
     stalled: int = 0  # epochs since best_loss
     best_iou: float = float("-inf")
@@ -55,7 +57,7 @@ class Run:
     per_class: dict = dc.field(default_factory=dict)  # IoU of each class after the last epoch
     history: list = dc.field(default_factory=list)
 
-    LASTING: ClassVar = ("epoch", "step", "shares", "let_go", "stalled", "best_iou", "best_loss", "best_score", "waited", "finished", "per_class", "history")
+    LASTING: ClassVar = ("epoch", "step", "part", "judged_part", "let_go", "stalled", "best_iou", "best_loss", "best_score", "waited", "finished", "per_class", "history")
 
     @property
     def judged(self):
@@ -65,13 +67,13 @@ class Run:
 
 def begin(config):
     """With --resume the state to go on from and its path, options compared; (None, None) for a run that starts."""
-    saved, path = newest(config, choose_device(config.device)) if config.resume else (None, None)
+    saved, path = newest(config) if config.resume else (None, None)
     if saved:
         check_options(config, saved, path)
     return saved, path
 
 
-def newest(config, device):
+def newest(config):
     """The newest state of the run in --save_dir that can be read, and its path; (None, None) when it has none, which is said.
 
     Raises:
@@ -83,7 +85,7 @@ def newest(config, device):
         if not path.exists():
             continue
         try:
-            saved = checkpoint.load(path, device)
+            saved = checkpoint.load(path)
             if "run" not in saved:
                 raise SetupError(f"{path}: holds no state to go on from; start anew with --overwrite.")
             return saved, path
@@ -158,3 +160,6 @@ def restore(run, saved, path):
     run.total.copy_(torch.as_tensor(state["total"]))
     for name in run.LASTING:
         setattr(run, name, state[name])
+    if path != path_of(run.config, "last.pth"):
+        files.remove(path_of(run.config, "last.pth"))  # damaged; it must not take the place of the one that is not
+    saved.clear()  # whoever still holds it holds no weights

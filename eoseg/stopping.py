@@ -10,7 +10,7 @@ STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 0}  # USR1: what a cluster s
 class Stopping:
     """Hears SIGINT, SIGTERM and SIGUSR1 while it is entered, so that a loop can finish its step, save and end.
 
-    Until `patient` is set, and when a signal comes a second time, SIGINT and SIGTERM end the program at once.
+    Until `patient` is set, and when one of them came before, SIGINT and SIGTERM end the program at once.
     """
 
     def __init__(self):
@@ -32,10 +32,14 @@ class Stopping:
 
     def hear(self, number, frame):
         name = signal.Signals(number).name
-        if name != "SIGUSR1" and (self.asked == name or not self.patient):
+        if name == "SIGUSR1":
+            self.asked = self.asked or name
+        elif self.patient and self.asked in (None, "SIGUSR1"):
+            self.asked = name
+        else:
             raise KeyboardInterrupt if name == "SIGINT" else Terminated
-        self.asked = name
 
-    def leave(self, text):
-        """Raises Stopped with `text` and the status of the signal that was heard."""
-        raise Stopped(f"{self.asked}: {text}", STATUS[self.asked])
+    def leave_if_asked(self, text):
+        """Raises Stopped with `text` and the status of the signal that was heard; nothing when none was."""
+        if self.asked:
+            raise Stopped(f"{self.asked}: {text}", STATUS[self.asked])

@@ -10,7 +10,7 @@ FLOORS = [  # a module imports only from floors above it in this list
     {"errors"},  # beneath all: even the lowest floor must be able to say what is wrong
     {"tiles", "files", "schedule", "vrt", "coding", "validity", "parallel", "flags", "stopping", "scaling"},
     {"vetting", "config"},
-    {"raster", "normalize", "augment", "metrics", "unet", "device", "georef", "pairing", "patchset", "splits", "vector", "optim", "runfolder"},
+    {"raster", "normalize", "augment", "metrics", "unet", "device", "georef", "pairing", "patchset", "splits", "vector", "optim", "runfolder", "profiling"},
     {"data", "models", "checkpoint", "tracking", "plots", "cutting", "labels", "mapfile", "places", "staging", "survey", "packing"},
     {"network", "encoders", "folds", "patchplots", "plan", "stages", "runstate", "source"},  # join what lies beneath: a network and its checkpoint, patches and their pack
     {"predict", "extract", "guarding"},

@@ -193,7 +193,7 @@ def test_more_folds_than_patches_are_refused(script, root, tmp_path):
 def test_the_folders_named_are_divided_and_test_is_scored_unless_it_is_among_them(root, tmp_path, monkeypatch, capsys, words, count, scored):
     seen = []
     monkeypatch.setattr(training, "fit", lambda config, splits, *rest: seen.append(splits) or {"validation": {"mean_iou": 0.5, "mean_f1": 0.5, "accuracy": 0.5, "per_class": {}}})
-    monkeypatch.setattr(training, "test_ensemble", lambda configs, pairs, source: {"pairs": len(pairs)})
+    monkeypatch.setattr(training, "test_ensemble", lambda configs, pairs, source, stop: {"pairs": len(pairs)})
     found = cross_validate(root, tmp_path, **({"subdirectories": words} if words else {}))
     held = [pair for splits in seen for pair in splits["validation"]]
     assert len(held) == len(set(held)) == count and all(splits["test"] == [] for splits in seen)
@@ -228,3 +228,24 @@ def test_a_fold_that_was_never_begun_still_starts_from_the_encoder_weights(root,
     capsys.readouterr()
     training.cross_validate_model_v2("linknet", root, save_dir=str(tmp_path / "out"), resume=True, **choice)
     assert capsys.readouterr().out.count(f"from {tmp_path / 'w.pth'}") == 1
+
+
+def test_finished_folds_resumed_change_nothing(root, finished, tmp_path, capsys):
+    import shutil
+
+    folder, scores = finished
+    shutil.copytree(folder, tmp_path / "copy")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "copy").rglob("*") if path.is_file()}
+    assert cross_validate(root, tmp_path / "copy", resume=True)["validation"].keys() == scores["validation"].keys()
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "copy").rglob("*") if path.is_file()} == before
+    assert "nothing to do" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_folds_that_cannot_start_overwrite_nothing(root, finished, tmp_path):
+    import shutil
+
+    shutil.copytree(finished[0], tmp_path / "copy")
+    before = content(tmp_path / "copy")
+    with pytest.raises(SetupError, match="nowhere.pth"):
+        cross_validate(root, tmp_path / "copy", overwrite=True, encoder_weights="nowhere.pth")
+    assert content(tmp_path / "copy") == before

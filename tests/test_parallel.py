@@ -108,7 +108,7 @@ def test_jobs_are_done_behind_one_after_the_other_and_leaving_waits():
     assert done == [0, 1, 2, 3, 4] and len(threads) == 1 and threading.get_ident() not in threads
 
 
-def test_the_first_error_behind_is_raised_by_wait_and_later_jobs_are_done():
+def test_the_first_error_behind_is_raised_and_jobs_after_it_are_not_done():
     from eoseg.parallel import Behind
 
     done = []
@@ -117,5 +117,7 @@ def test_the_first_error_behind_is_raised_by_wait_and_later_jobs_are_done():
         behind(done.append, 2)
         with pytest.raises(ZeroDivisionError):
             behind.wait()
+        behind(done.append, 3)
         behind.wait()
-    assert done == [2]
+        behind.check()
+    assert done == []

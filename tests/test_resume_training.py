@@ -16,7 +16,7 @@ from conftest import ROOT
 from tinypatches import FLAGS, REAL, change, config, rows, same_weights, saved, speckled, timeless
 
 import model_training_v2 as training
-from eoseg import files, runstate
+from eoseg import checkpoint, files, runstate
 from eoseg.errors import SetupError, Stopped
 from eoseg.source import open_splits
 from eoseg.stopping import Stopping
@@ -152,6 +152,57 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before(root, whole, tmp_pa
     said = capsys.readouterr().out
     assert "resumed   after epoch 1" in said
     assert_same_run(whole, tmp_path)
+
+
+def test_a_damaged_newest_state_never_takes_the_place_of_the_good_one(root, whole, tmp_path, monkeypatch):
+    interrupted(root, tmp_path, monkeypatch, "epoch_line", 3, cut, **FEATURES)
+    good = (tmp_path / "unet-dropout_previous.pth").read_bytes()
+    (tmp_path / "unet-dropout_last.pth").write_bytes(b"damaged")
+    interrupted(root, tmp_path, monkeypatch, "epoch_line", 1, cut, **FEATURES | {"resume": True})
+    assert (tmp_path / "unet-dropout_previous.pth").read_bytes() == good and not (tmp_path / "unet-dropout_last.pth").exists()
+    training.train(config(root, tmp_path, **FEATURES, resume=True))
+    assert_same_run(whole, tmp_path)
+
+
+def test_when_the_best_network_cannot_be_written_no_state_says_it_was(root, whole, tmp_path, monkeypatch):
+    def full(path, real=checkpoint.save, **parts):
+        if path.name.endswith("best_iou.pth") and parts["performance_metrics"]["epoch"] == 2:
+            raise OSError(28, "No space left on device", str(path))
+        real(path, **parts)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError):
+        patched.setattr(checkpoint, "save", full)
+        patched.setattr(training, "evaluate", lambda run, loader, real=training.evaluate, **named: (lambda found: (found[0], found[1] | {"mean_iou": run.epoch / 10}))(real(run, loader, **named)))
+        training.train(config(root, tmp_path, **FEATURES))
+    assert saved(tmp_path)["run"]["epoch"] == 1
+
+
+def test_a_signal_while_the_best_network_is_tested_ends_the_run_and_it_is_tested_again(root, whole, tmp_path, monkeypatch):
+    stopped = interrupted(root, tmp_path, monkeypatch, "judge", 9, lambda: os.kill(os.getpid(), signal.SIGTERM), **FEATURES)  # four epochs of two, then the best
+    assert stopped.status == 143 and "tests it again" in str(stopped)
+    training.train(config(root, tmp_path, **FEATURES, resume=True))
+    assert_same_run(whole, tmp_path)
+
+
+def test_an_earlier_model_that_is_gone_is_not_asked_for_again(root, whole, tmp_path, monkeypatch):
+    start = tmp_path / "start.pth"
+    shutil.copy(whole / "unet-dropout_final.pth", start)
+    for name in ("straight", "cut"):
+        how = {"epochs": 2, "init_weights": str(start), "learning_rate": 1e-3}
+        if name == "straight":
+            training.train(config(root, tmp_path / name, **how))
+        else:
+            interrupted(root, tmp_path / name, monkeypatch, "epoch_line", 2, cut, **how)
+            start.unlink()
+            training.train(config(root, tmp_path / name, **how, resume=True))
+    assert_same_run(tmp_path / "straight", tmp_path / "cut")
+
+
+def test_overwriting_the_model_it_starts_from_is_refused(root, copy):
+    before = content(copy)
+    with pytest.raises(SetupError, match="--init_weights .*lies among the files that --overwrite removes"):
+        training.train(config(root, copy, init_weights=str(copy / "unet-dropout_final.pth"), overwrite=True))
+    assert content(copy) == before
 
 
 def test_when_both_states_are_damaged_the_file_is_named_and_nothing_is_lost(root, tmp_path, monkeypatch):

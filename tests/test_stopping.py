@@ -23,7 +23,7 @@ def test_a_patient_loop_is_asked_and_leaves_with_the_signals_status(number, stat
         send(number)
         assert stop.asked == number.name
         with pytest.raises(Stopped, match=f"{number.name}: all is saved") as caught:
-            stop.leave("all is saved")
+            stop.leave_if_asked("all is saved")
         assert caught.value.status == status
 
 
@@ -33,13 +33,21 @@ def test_before_the_loop_and_the_second_time_a_signal_ends_the_program_at_once(n
     with Stopping() as stop:
         stop.patient = patient
         if patient:
-            send(number)
+            send(signal.SIGTERM if number == signal.SIGINT else number)
         if error:
             with pytest.raises(error):
                 send(number)
         else:  # a warning can wait
             send(number)
             assert stop.asked == "SIGUSR1"
+
+
+def test_a_clusters_warning_does_not_hide_that_it_was_told_to_end():
+    with Stopping() as stop:
+        stop.patient = True
+        for number, wanted in ((signal.SIGUSR1, "SIGUSR1"), (signal.SIGTERM, "SIGTERM"), (signal.SIGUSR1, "SIGTERM")):
+            send(number)
+            assert stop.asked == wanted
 
 
 def test_afterwards_signals_mean_what_they_meant_before():
@@ -69,7 +77,7 @@ def test_a_script_leaves_with_the_status_and_one_line(monkeypatch, capsys, name,
     def main():
         stop = Stopping()
         stop.asked = name
-        stop.leave("saved")
+        stop.leave_if_asked("saved")
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as left:

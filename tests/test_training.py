@@ -236,10 +236,16 @@ def test_a_batch_beyond_the_memory_of_the_gpu_is_halved_and_that_is_said_once_an
     training.train(config(root, tmp_path, batch_size=8))
     out = capsys.readouterr().out
     assert [line for line in out.splitlines() if line.startswith("note: --batch_size 8")] == [
-        f"note: --batch_size 8: does not fit the memory of cpu; it is computed in {count} parts, which add up" for count in (2, 4)]
-    assert saved(tmp_path)["run"]["shares"] == 4 and len(rows(tmp_path)) == 2
+        f"note: --batch_size 8: does not fit the memory of cpu; it is computed in parts of {size}, which add up" for size in (4, 2)]
+    assert saved(tmp_path)["run"]["part"] == 2 and saved(tmp_path)["run"]["judged_part"] == 8 and len(rows(tmp_path)) == 2
     training.train(config(root, tmp_path, batch_size=8, epochs=3, resume=True))
     assert "note: --batch_size" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", [5, 6, 2])
+def test_any_batch_goes_down_to_parts_of_two(root, tmp_path, monkeypatch, size):
+    cramped(monkeypatch, 2)
+    training.train(config(root, tmp_path, batch_size=size, epochs=1))
 
 
 def test_what_fits_in_no_part_names_the_way_out(script, root, tmp_path, monkeypatch):
@@ -248,10 +254,21 @@ def test_what_fits_in_no_part_names_the_way_out(script, root, tmp_path, monkeypa
     assert status == 2 and said.splitlines()[-1].startswith("error: --batch_size 4: not even 2 patches fit the memory of cpu") and not (tmp_path / "out").exists()
 
 
+def test_memory_short_in_validation_alone_changes_no_training(root, tmp_path, monkeypatch, capsys):
+    def judge(run, net, image, target, real=training.judge):
+        if min(run.judged_part, len(image)) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(run, net, image, target)
+
+    monkeypatch.setattr(training, "judge", judge)
+    training.train(config(root, tmp_path, batch_size=4))
+    assert (saved(tmp_path)["run"]["part"], saved(tmp_path)["run"]["judged_part"]) == (4, 1) and "in validation; it is computed in parts of 1" in capsys.readouterr().out
+
+
 def test_validation_is_cut_into_parts_too(root, tmp_path, monkeypatch):
     run, loaders = training.prepare(*prepared(root, tmp_path, batch_size=4, loss_type="ce"))
     whole = training.evaluate(run, loaders[1])
-    run.shares = 2
+    run.judged_part = 2
     loss, scores = training.evaluate(run, loaders[1])
     assert scores == whole[1] and loss == pytest.approx(whole[0], rel=1e-2)  # averaged over pixels here, over their weights within a part
 
@@ -264,9 +281,9 @@ def test_batches_of_a_step_and_parts_of_a_batch_give_the_gradient_of_the_whole(r
     target[:3, 2:] = 255
     target[4:6] = 255
     found = []
-    for batches, shares in (([8], 1), ([8], 4), ([4, 4], 1), ([4, 2, 2], 2)):
+    for batches, part in (([8], 8), ([8], 2), ([8], 3), ([4, 4], 4), ([4, 2, 2], 2)):
         run, _ = training.prepare(*prepared(root, tmp_path, **{"loss_type": "ce", "optimizer": "sgd", "learning_rate": 0.1} | words))
-        run.net, run.shares = Point(3, 3), shares
+        run.net, run.part = Point(3, 3), part
         run.optimizer = torch.optim.SGD(run.net.parameters(), lr=0.1)
         loss, labelled = training.train_step(run, [(x, y, None) for x, y in zip(image.split(batches), target.split(batches))])
         assert labelled == (target != 255).sum()
