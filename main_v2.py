@@ -14,7 +14,8 @@ from eoseg import config, errors, flags
 def main(argv=None):
     args = parse(argv)
     options = flags.take(config.TrainingConfig, args)
-    import model_training_v2  # torch takes seconds to import: --help and typos need not wait
+    with errors.at_once():
+        import model_training_v2  # torch takes seconds to import: --help and typos need not wait
 
     if options.val_strategy == "kfold":
         model_training_v2.cross_validate(options)

@@ -18,6 +18,7 @@ from eoseg import checkpoint, data, encoders, files, folds, models, patchset, pl
 from eoseg.coding import parse_map
 from eoseg.config import LOSSES, NETWORKS, TrainingConfig
 from eoseg.device import amp_settings, autocast, choose_device, seed_step, translate
+from eoseg.errors import SetupError
 from eoseg.georef import pixel_size
 from eoseg.guarding import check_finite, diverged, fitting, heed
 from eoseg.metrics import Confusion
@@ -78,21 +79,25 @@ def cross_validate_model_v2(model_name, dataset_root, device="auto", n_splits=5,
 
 def train(config):
     """One run over train/ and validation/, tested on test/. Returns the metrics."""
-    models.check_model(config)
-    choose_device(config.device)
     with Stopping() as stop, files.lock(config.save_dir):
+        check_network(config)
         check_folder(config)
         begun = runstate.begin(config)
         splits, source = open_splits(config, bar)
         return fit(config, splits, source, stop, begun)
 
 
-def cross_validate(config):
-    """One run per fold under save_dir/fold<i>; the folds together are scored on test/ once. Returns the scores."""
+def check_network(config):
+    """What cannot work is said before any patch is read."""
     models.check_model(config)
     choose_device(config.device)
+
+
+def cross_validate(config):
+    """One run per fold under save_dir/fold<i>; the folds together are scored on test/ once. Returns the scores."""
     folder, results = Path(config.save_dir), []
     with Stopping() as stop, files.lock(folder):
+        check_network(config)
         check_folder(config)
         pairs, test, source = open_folds(config, bar)
         parts = folds.divide(pairs, config.n_splits, config.seed, patchset.read_places(source.root))
@@ -138,7 +143,7 @@ def go_on(run, loaders, saved, path, owner):
     if saved:
         runstate.check_patches(run.about, saved, path)
         runstate.restore(run, saved, path)
-        if run.finished and (run.epoch >= config.epochs or run.waited >= config.patience):
+        if run.finished and (run.epoch >= config.epochs or run.waited >= config.patience) and is_whole(config):
             print(f"{path}: the run is finished after {run.epoch} epochs; nothing to do")
             return files.read_json(path_of(config, "metrics.json"))
         run.finished = False
@@ -150,6 +155,14 @@ def go_on(run, loaders, saved, path, owner):
     if run.epoch < config.epochs:
         print(f"stopped   {run.waited} epochs without a better {config.monitor}")
     return finish(run, loaders[1], loaders[2])
+
+
+def is_whole(config):
+    """Are the files there that a finished run ends with?"""
+    try:
+        return bool(files.read_json(path_of(config, "metrics.json"))) and bool(checkpoint.load(path_of(config, "final.pth")))
+    except (SetupError, OSError):
+        return False
 
 
 def prepare(config, splits, source, stop, saved=None):

@@ -34,7 +34,10 @@ def save(path, keep=None, **parts):
     if broken:
         raise SetupError(f"{path}: not written, because weights are not finite ({listing(broken, 3)}): the run has diverged; lower --learning_rate.")
     with files.replacing(path, check=check_records, keep=keep) as part:
-        torch.save({"format": FORMAT, **parts}, part)
+        try:
+            torch.save({"format": FORMAT, **parts}, part)
+        except RuntimeError as error:  # torch's own writer, over a full disk
+            raise SetupError(f"{path}: cannot be written ({' '.join(str(error).split())[:80]}); is the disk full? Free some space and run again.") from None
 
 
 def finite(value):

@@ -1,5 +1,7 @@
 """Where to compute, and in which precision."""
 
+from textwrap import shorten
+
 import numpy as np
 import torch
 
@@ -60,7 +62,7 @@ def translate(net, device):
     try:
         torch.compile(lambda x: (x * 2 + 1).relu())(torch.ones(4, device=device))
     except Exception as error:  # dynamo, inductor and triton each have their own
-        return f"note: --compile: no working compiler here ({' '.join(str(error).split())[:100]}); the run goes on without"
+        return f"note: --compile: no working compiler here ({shorten(str(error), 90)}); the run goes on without"
     torch._dynamo.config.suppress_errors = True  # what cannot be translated runs as it is
     net.compile()
     return "compiled  by torch.compile; the first steps take minutes"

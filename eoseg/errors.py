@@ -1,5 +1,6 @@
 """What a user can mend, and how a script leaves when something is wrong."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -44,6 +45,25 @@ class Stopped(BaseException):
     def __init__(self, text, status):
         super().__init__(text)
         self.status = status
+
+
+@contextlib.contextmanager
+def at_once():
+    """While modules are loaded, signals end the program there and then: an exception amid an import may be swallowed, or leave half a module."""
+    def leave_now(number, frame):
+        status = {"SIGINT": 130, "SIGTERM": 143}.get(signal.Signals(number).name, 0)
+        os.write(2 if status else 1, f"{'error: ' if status else ''}{signal.Signals(number).name}: stopped before anything was begun\n".encode())
+        os._exit(status)
+
+    before = {}
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        with contextlib.suppress(AttributeError, ValueError):  # Windows has no SIGUSR1; another thread than the first hears none
+            before[getattr(signal, name)] = signal.signal(getattr(signal, name), leave_now)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run(main):

@@ -147,7 +147,7 @@ def at_least(least, kind=int, most=math.inf):
     def parse(text):
         value = kind(text)
         if not least <= value <= most or value == math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not a number of {least} or more" if most == math.inf else f"{text} does not lie between {least} and {most}")
+            raise argparse.ArgumentTypeError(f"{text.strip()} is not a number of {least} or more" if most == math.inf else f"{text.strip()} does not lie between {least} and {most}")
         return value
 
     parse.__name__ = kind.__name__

@@ -15,11 +15,11 @@ import numpy as np
 
 from eoseg import files, raster
 from eoseg.coding import IGNORE
-from eoseg.errors import SetupError
+from eoseg.errors import DataError, SetupError
 from eoseg.parallel import in_order
 from eoseg.patchset import name_within
 
-VERSION = 1
+VERSION = 2
 END = struct.Struct("<QI8s")  # of a pack: length and checksum of the index before it, and a word to know it by
 WORD = b"EOPATCH1"
 
@@ -59,7 +59,8 @@ class Remembering:
 class Mapped:
     """Fetches pairs from a pack: one file, mapped into memory, that all processes share.
 
-    A record is the pixels, the holes as bits where there are any, and the target. The index at the end says where each begins.
+    A record is the pixels, the holes as bits where there are any, and the target. The index at the end says where each begins,
+    and holds its checksum.
     """
 
     def __init__(self, path):
@@ -84,10 +85,13 @@ class Mapped:
         self._open()
 
     def __call__(self, pair):
-        place, rows, cols, holed = self.records[name_within(pair[0], self.path.parent)]
+        place, rows, cols, holed, checksum = self.records[name_within(pair[0], self.path.parent)]
         area = rows * cols
         parts = self.bands * area * self.dtype.itemsize, -(-self.bands * area // 8) if holed else 0, area
-        pixels, holes, target = np.split(np.frombuffer(self._copy(place, sum(parts)), np.uint8), np.cumsum(parts[:2]))
+        record = self._copy(place, sum(parts))
+        if zlib.crc32(record) != checksum:
+            raise DataError(f"{self.path}: is damaged; delete it, it is made anew by the next run.")
+        pixels, holes, target = np.split(np.frombuffer(record, np.uint8), np.cumsum(parts[:2]))
         holes = np.unpackbits(holes, count=self.bands * area).view(bool).reshape(self.bands, rows, cols) if holed else None
         return Patch(pixels.view(self.dtype).reshape(self.bands, rows, cols), holes, target.reshape(rows, cols))
 
@@ -110,10 +114,10 @@ def write_pack(path, read, pairs, progress):
     with files.replacing(path) as part, open(part, "wb") as out, contextlib.closing(in_threads(read, pairs)) as patches:
         for pair, patch in zip(pairs, progress(patches, desc="packing", total=len(pairs), unit="patch")):
             first = first or patch
-            records[name_within(pair[0], path.parent)] = [place, *patch.target.shape, patch.holes is not None]
-            for piece in (patch.pixels, None if patch.holes is None else np.packbits(patch.holes), patch.target):
-                if piece is not None:
-                    place += out.write(np.ascontiguousarray(piece).data)
+            holes = b"" if patch.holes is None else np.packbits(patch.holes).tobytes()
+            record = patch.pixels.tobytes() + holes + patch.target.tobytes()
+            records[name_within(pair[0], path.parent)] = [place, *patch.target.shape, patch.holes is not None, zlib.crc32(record)]
+            place += out.write(record)
             place += out.write(bytes(-place % 64))  # so that every record begins where its type may
         index = json.dumps({"bands": len(first.pixels), "dtype": first.pixels.dtype.str, "records": records}).encode()
         out.write(index + END.pack(len(index), zlib.crc32(index), WORD))

@@ -77,24 +77,25 @@ def newest(config):
     """The newest state of the run in --save_dir that can be read, and its path; (None, None) when it has none, which is said.
 
     Raises:
-        SetupError: there are some, but none can be read.
+        SetupError: there are some, but none can be read; or a finished run lost them.
     """
-    problem = None
-    for ending in ("last.pth", "previous.pth"):
-        path = path_of(config, ending)
-        if not path.exists():
-            continue
+    last, previous = (path_of(config, ending) for ending in ("last.pth", "previous.pth"))
+    for path in (last, previous):
         try:
-            saved = checkpoint.load(path)
-            if "run" not in saved:
-                raise SetupError(f"{path}: holds no state to go on from; start anew with --overwrite.")
-            return saved, path
+            if path.exists():
+                saved = checkpoint.load(path)
+                if "run" not in saved:
+                    raise SetupError(f"{path}: holds no state to go on from.")
+                if path == previous:
+                    print(f"note: --resume: {last} is {'damaged' if last.exists() else 'not there'}; going on from {previous}, one save older")
+                return saved, path
         except SetupError as error:
             print(f"note: {error}")
-            problem = error
-    if problem:
-        raise problem
-    print(f"note: --resume: {path_of(config, 'last.pth')} is not there; the run starts from the beginning")
+    if last.exists() or previous.exists():
+        raise SetupError(f"--resume: neither {last} nor {previous} can be read; start anew with --overwrite.")
+    if path_of(config, "final.pth").exists():
+        raise SetupError(f"--resume: {last} is not there, but a finished run is; give --overwrite to train it anew, or another --save_dir.")
+    print(f"note: --resume: {last} is not there; the run starts from the beginning")
     return None, None
 
 
@@ -149,7 +150,13 @@ def save(run, kept=None):
 
 def restore(run, saved, path):
     """Put a saved state into a run that was prepared with the same options."""
-    state = saved["run"]
+    state, best = saved["run"], path_of(run.config, "best_iou.pth")
+    try:
+        lost = state["history"] and not checkpoint.load(best)
+    except SetupError:
+        lost = True
+    if lost:
+        raise SetupError(f"{best}: the best network of the run is missing or damaged; start anew with --overwrite.")
     if run.average:
         checkpoint.load_weights(run.average.net, saved["model_state_dict"], path)
     checkpoint.load_weights(run.net, state["live"] or saved["model_state_dict"], path)

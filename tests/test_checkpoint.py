@@ -301,3 +301,14 @@ def test_a_folder_or_the_older_name_means_the_one_checkpoint_of_that_kind(tmp_pa
     with pytest.raises(SetupError, match="could be fpn_best_iou.pth, unet_best_iou.pth; name one"):
         checkpoint.find(tmp_path / "model_best_iou.pth")
     assert checkpoint.find(tmp_path / "model_best_loss.pth") == (tmp_path / "model_best_loss.pth", None)
+
+
+def test_a_full_disk_under_torchs_writer_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(content, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(SetupError, match="a.pth: cannot be written .*is the disk full"):
+        checkpoint.save(tmp_path / "a.pth", model_state_dict={})
+    assert not list(tmp_path.iterdir())

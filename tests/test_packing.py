@@ -96,6 +96,17 @@ def test_a_damaged_pack_is_made_anew(root, damage):
     assert pack.read_bytes() == whole and found.fetch(pairs[-1]).target.size
 
 
+def test_damaged_pixels_of_a_pack_are_noticed(root):
+    pairs, found = opened(root, "disk")
+    pack, = packs(root)
+    content = bytearray(pack.read_bytes())
+    content[100] ^= 1
+    pack.write_bytes(bytes(content))
+    _, found = opened(root, "disk")
+    with pytest.raises(SetupError, match=r"\.pack: is damaged; delete it"):
+        [found.fetch(pair) for pair in pairs]
+
+
 def test_a_moved_data_set_keeps_its_pack(root):
     opened(root, "disk")
     root.rename(root.parent / "moved")

@@ -150,7 +150,7 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before(root, whole, tmp_pa
     damage(tmp_path / "unet-dropout_last.pth")
     training.train(config(root, tmp_path, **FEATURES, resume=True))
     said = capsys.readouterr().out
-    assert "resumed   after epoch 1" in said
+    assert "resumed   after epoch 1" in said and "going on from" in said
     assert_same_run(whole, tmp_path)
 
 
@@ -202,6 +202,31 @@ def test_overwriting_the_model_it_starts_from_is_refused(root, copy):
     before = content(copy)
     with pytest.raises(SetupError, match="--init_weights .*lies among the files that --overwrite removes"):
         training.train(config(root, copy, init_weights=str(copy / "unet-dropout_final.pth"), overwrite=True))
+    assert content(copy) == before
+
+
+@pytest.mark.parametrize("ending", ["final.pth", "metrics.json"])
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"{")])
+def test_a_finished_run_that_lost_its_results_makes_them_again(root, whole, copy, ending, damage):
+    damage(copy / f"unet-dropout_{ending}")
+    training.train(config(root, copy, **FEATURES, resume=True))
+    assert_same_run(whole, copy)
+
+
+def test_a_run_that_lost_its_best_network_says_so_at_once(root, copy):
+    (copy / "unet-dropout_best_iou.pth").write_bytes(b"damaged")
+    before = content(copy)
+    with pytest.raises(SetupError, match="best_iou.pth: the best network of the run is missing or damaged; start anew with --overwrite"):
+        training.train(config(root, copy, **FEATURES | {"epochs": 6}, resume=True))
+    assert content(copy) == before
+
+
+def test_a_finished_run_without_its_state_is_not_replaced(root, copy):
+    for ending in ("last.pth", "previous.pth"):
+        (copy / f"unet-dropout_{ending}").unlink()
+    before = content(copy)
+    with pytest.raises(SetupError, match="--resume: .*a finished run is; give --overwrite"):
+        training.train(config(root, copy, **FEATURES, resume=True))
     assert content(copy) == before
 
 

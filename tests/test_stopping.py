@@ -85,3 +85,14 @@ def test_a_script_leaves_with_the_status_and_one_line(monkeypatch, capsys, name,
     signal.signal(signal.SIGTERM, before)
     said = capsys.readouterr()
     assert left.value.code == status and getattr(said, stream).splitlines()[-1] == ("" if stream == "out" else "error: ") + f"{name}: saved"
+
+
+@pytest.mark.parametrize("name, status, stream", [("SIGINT", 130, 2), ("SIGTERM", 143, 2), ("SIGUSR1", 0, 1)])
+def test_while_modules_are_loaded_a_signal_ends_the_program_there_and_then(name, status, stream):
+    import subprocess
+    import sys
+
+    code = f"import os, signal\nfrom eoseg.errors import at_once\nwith at_once():\n    try:\n        os.kill(os.getpid(), signal.{name})\n    except BaseException:\n        print('swallowed')\nprint('went on')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."})
+    said = [done.stdout, done.stderr][stream - 1]
+    assert done.returncode == status and said.splitlines()[-1] == ("error: " if status else "") + f"{name}: stopped before anything was begun" and "went on" not in done.stdout
