@@ -135,22 +135,25 @@ def report(work, args):
     device = run.device
     gpu = device.type == "cuda"
     batches, held_out = ([(image.clone(memory_format=torch.channels_last), target % 255) for image, target, _ in loader.epoch()] for loader in loaders[:2])
-    bare = bare_epoch(args, batches, held_out, device, amp=gpu)
+    bare, half = (bare_epoch(args, batches, held_out, device, amp) for amp in (gpu, True))
     ours = {"float32": (run, loaders), "--use_amp": prepared(work, args, amp=True)}
     if gpu:
         del ours["float32"]
     training.remember = lambda *_: None  # told apart below
     print(f"{args.batches} batches of {args.batch_size} x {args.bands} x {args.size} x {args.size} on {torch.cuda.get_device_name() if gpu else f'{torch.get_num_threads()} threads'}, torch {torch.__version__}")
     bare()
-    rounds = {name: [] for name in ours}
+    half()
+    rounds, halves = {name: [] for name in ours}, []
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         for one in ours.values():
             training.one_epoch(one[0], *one[1][:2])
         for _ in range(args.repeat):
             base = timed(bare)
+            halves.append(timed(half) / base)
             for name, (run, loaders) in ours.items():
                 rounds[name].append((timed(lambda: training.one_epoch(run, *loaders[:2])), base))
     print(f"bare step{' (bfloat16)' if gpu else ''}: {1000 * statistics.median(base for _, base in next(iter(rounds.values()))) / args.batches:.1f} ms")
+    print(f"bare step with bfloat16 autocast: {statistics.median(halves):.3f} x")
     for name, found in rounds.items():
         target = 1.05 if gpu else 1.03 if name == "float32" else 0.55 if torch.cpu._is_avx512_bf16_supported() else None
         print(f"epoch, {name}: {statistics.median(one / base for one, base in found):.3f} x the bare one" + (f" (at most {target})" if target else ""))
