@@ -84,8 +84,8 @@ def newest(config):
         try:
             if path.exists():
                 saved = checkpoint.load(path)
-                if "run" not in saved:
-                    raise SetupError(f"{path}: holds no state to go on from.")
+                if not saved.get("run", {}).keys() >= set(Run.LASTING):
+                    raise SetupError(f"{path}: holds no state that this version can go on from.")
                 if path == previous:
                     print(f"note: --resume: {last} is {'damaged' if last.exists() else 'not there'}; going on from {previous}, one save older")
                 return saved, path

@@ -230,6 +230,16 @@ def test_a_finished_run_without_its_state_is_not_replaced(root, copy):
     assert content(copy) == before
 
 
+def test_a_state_of_an_earlier_version_is_refused_in_one_line(root, copy):
+    for ending in ("last.pth", "previous.pth"):
+        path = copy / f"unet-dropout_{ending}"
+        state = torch.load(path, weights_only=True)
+        del state["run"]["step"]
+        torch.save(state, path)
+    with pytest.raises(SetupError, match="neither .* can be read; start anew with --overwrite"):
+        training.train(config(root, copy, **FEATURES | {"epochs": 6}, resume=True))
+
+
 def test_when_both_states_are_damaged_the_file_is_named_and_nothing_is_lost(root, tmp_path, monkeypatch):
     interrupted(root, tmp_path, monkeypatch, "epoch_line", 3, cut, **FEATURES)
     for ending in ("last.pth", "previous.pth"):
