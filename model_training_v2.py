@@ -229,6 +229,7 @@ def one_epoch(run, train_loader, validation_loader):
     run.waited = 0 if score > run.best_score else run.waited + 1
     run.stalled = 0 if val_loss < run.best_loss else run.stalled + 1
     run.best_score = max(run.best_score, score)
+    run.behind.wait()  # for what the epoch before is kept in
     print(epoch_line(row, config.epochs, best=run.waited == 0), flush=True)
     if config.unfreeze_on_plateau and not run.let_go and (run.stalled >= config.unfreeze_on_plateau or run.waited >= config.patience):
         run.let_go, run.waited = True, 0
@@ -359,7 +360,6 @@ def remember(run, scores, val_loss):
     config = run.config
     better_loss, better_iou = val_loss < run.best_loss, scores["mean_iou"] > run.best_iou
     run.best_loss, run.best_iou = min(run.best_loss, val_loss), max(run.best_iou, scores["mean_iou"])
-    run.behind.wait()  # for what the epoch before wrote
     kept = runstate.copied(runstate.parts(run))
     for better, ending in ((better_loss, "best_loss.pth"), (better_iou, "best_iou.pth")):
         if better:
