@@ -18,7 +18,6 @@ from eoseg import checkpoint, data, encoders, files, folds, models, patchset, pl
 from eoseg.coding import parse_map
 from eoseg.config import LOSSES, NETWORKS, TrainingConfig
 from eoseg.device import amp_settings, autocast, choose_device, seed_step, translate
-from eoseg.errors import SetupError
 from eoseg.georef import pixel_size
 from eoseg.guarding import check_finite, diverged, fitting, heed
 from eoseg.metrics import Confusion
@@ -27,7 +26,7 @@ from eoseg.optim import Average, make_optimizer
 from eoseg.parallel import Behind
 from eoseg.profiling import Profile
 from eoseg.runfolder import check_folder, clear, path_of
-from eoseg.runstate import Run
+from eoseg.runstate import Run, is_whole, remember
 from eoseg.schedule import Schedule
 from eoseg.source import fit_normalizer, open_folds, open_splits
 from eoseg.stopping import Stopping
@@ -80,24 +79,20 @@ def cross_validate_model_v2(model_name, dataset_root, device="auto", n_splits=5,
 def train(config):
     """One run over train/ and validation/, tested on test/. Returns the metrics."""
     with Stopping() as stop, files.lock(config.save_dir):
-        check_network(config)
+        models.check_model(config)
+        choose_device(config.device)
         check_folder(config)
         begun = runstate.begin(config)
         splits, source = open_splits(config, bar)
         return fit(config, splits, source, stop, begun)
 
 
-def check_network(config):
-    """What cannot work is said before any patch is read."""
-    models.check_model(config)
-    choose_device(config.device)
-
-
 def cross_validate(config):
     """One run per fold under save_dir/fold<i>; the folds together are scored on test/ once. Returns the scores."""
     folder, results = Path(config.save_dir), []
     with Stopping() as stop, files.lock(folder):
-        check_network(config)
+        models.check_model(config)
+        choose_device(config.device)
         check_folder(config)
         pairs, test, source = open_folds(config, bar)
         parts = folds.divide(pairs, config.n_splits, config.seed, patchset.read_places(source.root))
@@ -157,14 +152,6 @@ def go_on(run, loaders, saved, path, owner):
     return finish(run, loaders[1], loaders[2])
 
 
-def is_whole(config):
-    """Are the files there that a finished run ends with?"""
-    try:
-        return bool(files.read_json(path_of(config, "metrics.json"))) and bool(checkpoint.load(path_of(config, "final.pth")))
-    except (SetupError, OSError):
-        return False
-
-
 def prepare(config, splits, source, stop, saved=None):
     """Build all that the loop needs.
 
@@ -197,8 +184,10 @@ def prepare(config, splits, source, stop, saved=None):
     steps = -(-len(loaders[0]) // config.accumulate)
     schedule = Schedule(config.scheduler_type, config.learning_rate, config.epochs * steps, config.warmup_epochs * steps, config.warmup_lr, config.patience // 3)
     total = torch.zeros(2, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-    run = Run(config, source.names, about, device, amp_dtype, net, Average(net, config.ema) if config.ema else None, parts, losses.make_loss(config, weight).to(device),
-              make_optimizer(net, parts, config), torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16), schedule, total, stop, Behind(), Profile(config.profile, path_of(config, "trace.json"), device) if config.profile else None,
+    run = Run(config, source.names, about, device, amp_dtype, net, Average(net, config.ema) if config.ema else None, parts,
+              losses.make_loss(config, weight).to(device), make_optimizer(net, parts, config),
+              torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16), schedule, total, stop, Behind(),
+              Profile(config.profile, path_of(config, "trace.json"), device) if config.profile else None,
               part=config.batch_size, judged_part=config.batch_size)
     said += [*stages.said(config), config.compile and translate(net, device), source.said, shown]
     describe(run, splits, source, kind, precision, weight, [line for line in said if line])
@@ -352,21 +341,7 @@ def judge(run, net, image, target):
     return sums, torch.cat(classes)
 
 
-# ---------------------------------------------------------------- what is kept
-
-
-def remember(run, scores, val_loss):
-    """Write the checkpoints this epoch deserves, then the log, then the state to resume from; in this order, while the run goes on."""
-    config = run.config
-    better_loss, better_iou = val_loss < run.best_loss, scores["mean_iou"] > run.best_iou
-    run.best_loss, run.best_iou = min(run.best_loss, val_loss), max(run.best_iou, scores["mean_iou"])
-    kept = runstate.copied(runstate.parts(run))
-    for better, ending in ((better_loss, "best_loss.pth"), (better_iou, "best_iou.pth")):
-        if better:
-            run.behind(checkpoint.save, path_of(config, ending), **kept)
-    if config.save_csv:
-        run.behind(files.write_csv, path_of(config, "training_log.csv"), list(run.history))
-    runstate.save(run, kept)
+# ---------------------------------------------------------------- the end
 
 
 def finish(run, validation_loader, test_loader):

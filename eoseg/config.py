@@ -37,7 +37,7 @@ class TrainingConfig:
                                 choices=("auto", "percentile", "zscore", "none"))
     oversample: bool = option(False, "show patches that hold rare classes more often, common ones less")
     cache: str = option("auto", "decoded patches: packed into one file beside them (disk), in memory (ram), or read anew (none); auto: disk where there is room", choices=("auto", "none", "disk", "ram"))
-    workers: Optional[int] = option(None, "loader processes; 0 loads in the main one", type=auto_or(at_least(0)), none="auto")
+    workers: Optional[int] = option(None, "loader processes, as far as there are batches and four a core; 0 loads in the main one", type=auto_or(at_least(0)), none="auto")
 
     data_augmentation: bool = option(True, "random changes of training patches", off="--no_data_augmentation", section="augmentation of training patches")
     augmentation: Optional[str] = option(None, "how strong; the flags below change single strengths", choices=("none", "basic", "strong"), none="basic")

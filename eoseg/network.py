@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from eoseg import checkpoint, models, raster
+from eoseg.bands import band_names
 from eoseg.device import amp_settings, autocast, choose_device
 from eoseg.errors import DataError, SetupError, listing
 from eoseg.normalize import Normalizer
@@ -119,7 +120,7 @@ def scene_bands(network, path, say=print):
         DataError: the scene's bands do not fit; both are named.
     """
     with raster.open_raster(path) as src:
-        names, colour = raster.band_names(src), [number for number in src.indexes if not called_alpha(src, number)]
+        names, colour = band_names(src), [number for number in src.indexes if not called_alpha(src, number)]
     if not network.input:
         if network.in_channels not in (len(names), len(colour)):
             raise DataError(f"{path}: has {len(names)} bands; the network takes {network.in_channels}. Give it a scene of these bands, in training order.")

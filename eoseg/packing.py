@@ -144,7 +144,7 @@ def open_patches(mode, read, pairs, size, folder, key, progress):
         return read, None
     settings, content = (hashlib.sha256(text.encode()).hexdigest()[:12] for text in (f"{VERSION} {key[0]}", key[1]))
     path = folder / f"patches-{settings}-{content}.pack"
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    with contextlib.suppress(OSError, ValueError, KeyError, struct.error):
         return Mapped(path), f"cache     {path}"
     for part in folder.glob(".patches-*.part"):  # of a run that was killed; the folder's lock is ours
         files.remove(part)

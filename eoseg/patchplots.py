@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from eoseg import patchset, plots, raster, vector
+from eoseg.bands import band_names, choose_bands
 from eoseg.coding import IGNORE
 from eoseg.errors import SetupError, listing
 from eoseg.splits import SPLITS
@@ -91,11 +92,11 @@ def pairs_of(folder, split, images):
 def bands_to_show(image, rgb):
     """Numbers, from 1, of one band or three of a patch."""
     with raster.open_raster(image) as src:
-        names = raster.band_names(src)
+        names = band_names(src)
     wanted = [i + 1 for i in plots.rgb_order(names)] if rgb is None else rgb
     if len(wanted) not in (1, 3):
         raise SetupError(f"--rgb {' '.join(map(str, wanted))}: give three bands, or one; {image} has {len(names)}: {listing(names, 20)}.")
-    return raster.choose_bands(names, wanted, image, "--rgb")
+    return choose_bands(names, wanted, image, "--rgb")
 
 
 def read_pair(image, label, rgb=None, longest=2**20):

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from eoseg import files, raster
+from eoseg.bands import find_rgb
 from eoseg.georef import ground_width
 
 # Paul Tol's "muted" scheme, safe for colour-blind eyes; classes beyond it repeat, darker, and at last are drawn by lot
@@ -74,7 +75,7 @@ def stretched(pixels, valid, span=None):
 
 def rgb_order(names):
     """Band indices to show as red, green, blue, from band names; the first three where they say nothing."""
-    found = raster.find_rgb(names)
+    found = find_rgb(names)
     if found:
         return found
     return list(range(min(3, len(names)))) if len(names) >= 3 else [0]

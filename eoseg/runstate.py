@@ -93,6 +93,9 @@ def newest(config):
             print(f"note: {error}")
     if last.exists() or previous.exists():
         raise SetupError(f"--resume: neither {last} nor {previous} can be read; start anew with --overwrite.")
+    others = [path.name.removesuffix("_last.pth") for path in sorted(last.parent.glob("*_last.pth"))]
+    if others:
+        refuse([f"model_name ({', '.join(others)} -> {config.model_name})"], last.parent)
     if path_of(config, "final.pth").exists():
         raise SetupError(f"--resume: {last} is not there, but a finished run is; give --overwrite to train it anew, or another --save_dir.")
     print(f"note: --resume: {last} is not there; the run starts from the beginning")
@@ -146,6 +149,28 @@ def save(run, kept=None):
              "schedule": run.schedule.state_dict(), "total": run.total, **{name: getattr(run, name) for name in run.LASTING}}
     run.behind(checkpoint.save, path_of(run.config, "last.pth"), keep=path_of(run.config, "previous.pth"), **kept or copied(parts(run)), run=copied(state))
     run.saved = time.monotonic()
+
+
+def remember(run, scores, val_loss):
+    """Write the checkpoints this epoch deserves, then the log, then the state to resume from; in this order, while the run goes on."""
+    config = run.config
+    better_loss, better_iou = val_loss < run.best_loss, scores["mean_iou"] > run.best_iou
+    run.best_loss, run.best_iou = min(run.best_loss, val_loss), max(run.best_iou, scores["mean_iou"])
+    kept = copied(parts(run))
+    for better, ending in ((better_loss, "best_loss.pth"), (better_iou, "best_iou.pth")):
+        if better:
+            run.behind(checkpoint.save, path_of(config, ending), **kept)
+    if config.save_csv:
+        run.behind(files.write_csv, path_of(config, "training_log.csv"), list(run.history))
+    save(run, kept)
+
+
+def is_whole(config):
+    """Are the files there that a finished run ends with?"""
+    try:
+        return bool(files.read_json(path_of(config, "metrics.json"))) and bool(checkpoint.load(path_of(config, "final.pth")))
+    except (SetupError, OSError):
+        return False
 
 
 def restore(run, saved, path):

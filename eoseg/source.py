@@ -8,8 +8,9 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 
-from eoseg import files, packing, patchset, raster
+from eoseg import files, packing, patchset
 from eoseg import survey as looking
+from eoseg.bands import find_rgb
 from eoseg.errors import SetupError, listing
 from eoseg.normalize import BandStatistics, Normalizer
 
@@ -37,7 +38,7 @@ class Source(NamedTuple):
     @property
     def rgb(self):
         """Where red, green and blue are among the bands in use; None when nothing says so."""
-        return raster.find_rgb(self.bands.names)
+        return find_rgb(self.bands.names)
 
     @property
     def quick(self):

@@ -11,6 +11,8 @@ import numpy as np
 from affine import Affine
 
 from eoseg import raster
+from eoseg.bands import band_names
+from eoseg.bands import choose_bands as numbers_of
 from eoseg.coding import IGNORE, Coding, names_of, parse_map
 from eoseg.errors import DataError, SetupError, describe, listing
 from eoseg.parallel import in_order
@@ -261,9 +263,9 @@ def choose_bands(images, config, metadata):
     names, every = about.get("names"), list(range(1, count + 1))
     if not names or len(names) != count:
         with raster.open_raster(first) as src:
-            names = raster.band_names(src)
+            names = band_names(src)
         about = {}
-    numbers = raster.choose_bands(names, config.bands, first) if config.bands else every
+    numbers = numbers_of(names, config.bands, first) if config.bands else every
     if config.in_channels not in (None, len(numbers)):
         raise SetupError(f"--in_channels {config.in_channels}: the patches give {len(numbers)} bands; leave it out, or choose with --bands.")
     source = about.get("source_bands", every)

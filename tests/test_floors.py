@@ -9,7 +9,7 @@ from conftest import ROOT
 FLOORS = [  # a module imports only from floors above it in this list
     {"errors"},  # beneath all: even the lowest floor must be able to say what is wrong
     {"tiles", "files", "schedule", "vrt", "coding", "validity", "parallel", "flags", "stopping", "scaling"},
-    {"vetting", "config"},
+    {"vetting", "config", "bands"},
     {"raster", "normalize", "augment", "metrics", "unet", "device", "georef", "pairing", "patchset", "splits", "vector", "optim", "runfolder", "profiling"},
     {"data", "models", "checkpoint", "tracking", "plots", "cutting", "labels", "mapfile", "places", "staging", "survey", "packing"},
     {"network", "encoders", "folds", "patchplots", "plan", "stages", "runstate", "source"},  # join what lies beneath: a network and its checkpoint, patches and their pack
@@ -20,7 +20,7 @@ FLOORS = [  # a module imports only from floors above it in this list
 ]
 WITHOUT_TORCH = {"errors", "tiles", "files", "raster", "normalize", "config", "flags", "extract", "plots", "Patch_extraction_v2", "schedule", "vrt", "coding",
                  "georef", "pairing", "patchset", "splits", "vector", "cutting", "labels", "tracking", "mapfile", "validity", "patchplots",
-                 "parallel", "vetting", "places", "staging", "plan", "survey", "packing", "source", "stopping"}
+                 "parallel", "vetting", "places", "staging", "plan", "survey", "packing", "source", "stopping", "bands"}
 MODULES = [*ROOT.glob("*.py"), *ROOT.glob("eoseg/[!_]*.py")]
 OPENERS = re.compile(r"\brasterio\.open\(|\btifffile\.(?:TiffFile|imread|imwrite)\(|\bcv2\.im(?:read|write)\(")
 

@@ -230,6 +230,29 @@ def test_a_fold_that_was_never_begun_still_starts_from_the_encoder_weights(root,
     assert capsys.readouterr().out.count(f"from {tmp_path / 'w.pth'}") == 1
 
 
+def test_a_signal_amid_the_folds_saves_and_resume_ends_as_if_none_had_come(root, finished, tmp_path, monkeypatch):
+    import os
+    import signal
+
+    from eoseg.errors import Stopped
+
+    calls = []
+
+    def step(*arguments, real=training.train_step):
+        calls.append(1)
+        if len(calls) == 8:  # in the second fold: two epochs of three steps, and two
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(Stopped) as stop:
+        patched.setattr(training, "train_step", step)
+        cross_validate(root, tmp_path)
+    assert stop.value.status == 143 and not (tmp_path / "fold3").exists()
+    cross_validate(root, tmp_path, resume=True)
+    one, two = (json.loads((folder / "unet-dropout_kfold_metrics.json").read_text()) for folder in (finished[0], tmp_path))
+    assert one["validation"] == two["validation"] and one["folds"] == two["folds"] and one["test"] == two["test"]
+
+
 def test_finished_folds_resumed_change_nothing(root, finished, tmp_path, capsys):
     import shutil
 

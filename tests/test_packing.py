@@ -86,7 +86,7 @@ def test_the_same_patches_read_otherwise_have_a_pack_of_their_own(root):
     assert len(packs(root)) == 2
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:-7], lambda content: b"", lambda content: content[:-40] + b"x" + content[-39:], lambda content: b"no pack" * 99])
+@pytest.mark.parametrize("damage", [lambda content: content[:-7], lambda content: b"", lambda content: b"short", lambda content: content[:-40] + b"x" + content[-39:], lambda content: b"no pack" * 99])
 def test_a_damaged_pack_is_made_anew(root, damage):
     pairs, _ = opened(root, "disk")
     pack, = packs(root)

@@ -326,6 +326,8 @@ def test_a_finished_run_goes_on_when_given_more_epochs(root, copy):
     ({"seed": 1, "epochs": 50}, ["seed (42 -> 1)"]),
     ({"bands": ["1", "2"]}, ["bands", "in_channels (3 -> 2)"]),
     ({"class_names": ["a", "b", "c"]}, ["class_names"]),
+    ({"num_classes": 4}, ["num_classes (3 -> 4)"]),
+    ({"model_name": "linknet", "encoder_name": "tu-mobilenetv3_small_050", "pretrained": False}, ["model_name (unet-dropout -> linknet)"]),
 ])
 def test_a_run_is_not_resumed_with_other_options(root, copy, changes, words):
     before = content(copy)
