@@ -1,6 +1,7 @@
 """Patches become batches: what is refused before training, and what a batch holds."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -320,6 +321,20 @@ def test_patches_of_rare_classes_are_shown_more_often():
         for _, index, _ in keys:
             shown[index] += 1
     assert shown[:4] / 200 == pytest.approx(5 * 100 / 116, rel=0.05) and shown[4:].mean() / 200 == pytest.approx(100 / 116, rel=0.02)
+
+
+def test_a_patch_shown_twice_in_an_epoch_is_changed_in_two_ways(tmp_path):
+    loader, _ = loader_of(make(tmp_path / "data", (2, 1, 0)), seed=1, strengths=augment.PRESETS["basic"], batch_size=8)
+    loader.order.count, loader.order._order = 6, lambda: np.zeros(6, int)
+    image, _, index = next(loader.epoch())
+    assert index == [0] * 6 and len({one.numpy().tobytes() for one in image}) == 6
+
+
+def test_there_are_no_more_loader_processes_than_batches_or_four_a_core(root):
+    pairs, cores = [None] * 80, len(os.sched_getaffinity(0))
+    count = lambda workers, packed=False, patches=pairs: data.worker_count(config(root, "out", workers=workers, batch_size=8), patches, packed)
+    assert count(500) == min(10, 4 * cores) and count(500, patches=pairs[:9]) == 2 and count(0) == 0 and count(1, packed=True) == 1
+    assert count(None, packed=True) == 0 and count(None, patches=pairs[:60]) == 0 and count(None) == (min(8, cores - 1) if cores > 1 else 0)
 
 
 def test_without_labels_no_patch_is_rare():

@@ -272,3 +272,12 @@ def test_folds_that_cannot_start_overwrite_nothing(root, finished, tmp_path):
     with pytest.raises(SetupError, match="nowhere.pth"):
         cross_validate(root, tmp_path / "copy", overwrite=True, encoder_weights="nowhere.pth")
     assert content(tmp_path / "copy") == before
+
+
+def test_overwriting_removes_the_folds_of_an_earlier_cross_validation(root, tmp_path):
+    (tmp_path / "fold9").mkdir()
+    stale = [tmp_path / "fold9/unet-dropout_final.pth", tmp_path / "unet-dropout_kfold_metrics.json"]
+    for path in stale:
+        path.write_text("earlier")
+    cross_validate(root, tmp_path, overwrite=True, epochs=1)
+    assert not stale[0].exists() and stale[1].read_text() != "earlier"

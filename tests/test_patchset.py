@@ -56,3 +56,14 @@ def test_images_without_a_folder_of_labels_are_one_line(root):
     for search in (lambda: patchset.find_pairs(root, "test"), lambda: patchset.match_splits(root, ("train", "test"))):
         with pytest.raises(SetupError, match="labels: no such folder; the labels of .*images belong there"):
             search()
+
+
+def test_a_file_on_another_drive_keeps_its_whole_name(monkeypatch):
+    def relpath(path, start):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    patchset.way.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr("os.path.relpath", relpath)
+        assert patchset.name_within("/data/train/images/a.tif", "/elsewhere") == "/data/train/images/a.tif"
+    patchset.way.cache_clear()

@@ -3,6 +3,7 @@
 import dataclasses as dc
 import itertools
 import json
+import time
 
 import numpy as np
 import pytest
@@ -305,6 +306,71 @@ def test_the_gradient_is_clipped_to_its_norm(root, tmp_path):
     before = torch.nn.utils.parameters_to_vector(run.net.parameters()).clone()
     training.train_step(run, [(100 * torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8)), None)])
     assert (torch.nn.utils.parameters_to_vector(run.net.parameters()) - before).norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_gradient_is_clipped_to_its_own_norm_when_it_is_scaled(root, tmp_path):
+    run, _ = training.prepare(*prepared(root, tmp_path, clip=1e-3, loss_type="ce", use_class_weights=False, use_amp=True, amp_dtype="fp16"))
+    run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": 64.0})
+    run.net = Point(3, 3)
+    run.optimizer = torch.optim.SGD(run.net.parameters(), lr=1.0)
+    before = torch.nn.utils.parameters_to_vector(run.net.parameters()).clone()
+    training.train_step(run, [(torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8)), None)])
+    assert (torch.nn.utils.parameters_to_vector(run.net.parameters()) - before).norm().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_gradients_that_no_scale_makes_finite_end_the_run(root, tmp_path):
+    run, loaders = training.prepare(*prepared(root, tmp_path, use_amp=True, amp_dtype="fp16"))
+    run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": 0.25})
+    with pytest.raises(SetupError, match="the gradient is not finite"):
+        training.train_epoch(run, loaders[0])
+
+
+def test_a_step_that_the_scaler_passed_over_counts_nowhere(root, tmp_path, monkeypatch):
+    run, loaders = training.prepare(*prepared(root, tmp_path, use_amp=True, amp_dtype="fp16"))
+    found = iter([(float("nan"), 1000), (0.5, 10), (0.8, 20)])
+    monkeypatch.setattr(training, "train_step", lambda run, batches: tuple(map(torch.tensor, next(found))))
+    assert training.train_epoch(run, loaders[0]) == pytest.approx((0.5 * 10 + 0.8 * 20) / 30)
+
+
+def test_every_step_draws_other_dropout_and_a_step_taken_again_the_same():
+    drawn = []
+    for key in ((1, 2, 3), (1, 2, 4), (1, 3, 3), (2, 2, 3), (1, 2, 3)):
+        device.seed_step(*key)
+        drawn.append(torch.rand(4).tolist())
+    assert drawn[0] == drawn[4] and len({tuple(row) for row in drawn}) == 4
+
+
+def test_what_could_not_be_written_ends_the_run_at_the_next_step(root, tmp_path):
+    run, _ = training.prepare(*prepared(root, tmp_path))
+    run.saved = time.monotonic()  # there is nothing else to save yet
+    with run.behind:
+        run.behind(lambda: 1 / 0)
+        while not run.behind.jobs[0].done():
+            pass
+        with pytest.raises(ZeroDivisionError):
+            training.heed(run)
+
+
+def test_a_score_that_stops_rising_lets_the_encoder_go_before_it_ends_the_run(root, tmp_path, monkeypatch, capsys):
+    scores = {"mean_iou": 0.5, "mean_f1": 0.5, "accuracy": 0.5, "absent": [], "per_class": {}}
+    losses = itertools.count(9, -0.1)  # falls all the time
+    monkeypatch.setattr(training, "evaluate", lambda run, loader, **named: (next(losses), dict(scores)))
+    training.train(config(root, tmp_path, epochs=20, unfreeze_on_plateau=2, patience=3, log_per_class=False))
+    out = capsys.readouterr().out
+    assert out.index("epoch   4/20") < out.index("let go") < out.index("epoch   5/20") and len(rows(tmp_path)) == 7
+
+
+def test_a_profile_tells_where_the_first_epoch_went_and_leaves_a_trace(root, tmp_path, capsys):
+    training.train(config(root, tmp_path, batch_size=1, profile=3, log_per_class=False))
+    out = capsys.readouterr().out
+    assert out.count("waiting for patches") == 1 and "_trace.json, 3 steps" in out and "aten::" in out
+    events = json.loads((tmp_path / "unet-dropout_trace.json").read_text())["traceEvents"]
+    assert len([event for event in events if str(event.get("name", "")).startswith("Optimizer.step")]) == 3
+
+
+def test_an_epoch_too_short_to_be_traced_says_so(root, tmp_path, capsys):
+    training.train(config(root, tmp_path, batch_size=6, profile=3, epochs=1, log_per_class=False))
+    assert "no trace: the epoch has no more than 2 steps" in capsys.readouterr().out and not (tmp_path / "unet-dropout_trace.json").exists()
 
 
 def test_the_average_of_the_weights_is_what_is_validated_and_kept(root, tmp_path):
