@@ -56,9 +56,9 @@ def best_draw(sizes, counts, ratios, before, rng):
     """Of several hundred random divisions, the one nearest to `ratios` in patches and in every class.
 
     Args:
-        before: patches (3,) and class pixels (3, C) that the splits hold already.
+        ratios: (S,) of the splits, or of folds. before: patches (S,) and class pixels (S, C) that the splits hold already.
     Returns:
-        (U,) int, index into SPLITS.
+        (U,) int, index into `ratios`.
     """
     wanted = np.maximum(np.asarray(ratios) * (before[0].sum() + sizes.sum()) - before[0], 0)
     wanted *= sizes.sum() / wanted.sum()
@@ -69,8 +69,8 @@ def best_draw(sizes, counts, ratios, before, rng):
             middle, ends = np.cumsum(sizes[order], 1) - sizes[order] * rng.random((draws, 1)), np.cumsum(wanted)
         else:
             middle, ends = np.cumsum(sizes[order], 1) - sizes[order] / 2, np.cumsum(largest_remainder(int(sizes.sum()), wanted))
-        drawn = np.empty(order.shape, np.int8)
-        np.put_along_axis(drawn, order, np.searchsorted(ends[:2], middle, side="right").astype(np.int8), 1)
+        drawn = np.empty(order.shape, np.int16)
+        np.put_along_axis(drawn, order, np.searchsorted(ends[:-1], middle, side="right").astype(np.int16), 1)
         scores = imbalance(drawn, sizes, counts, ratios, before) if draws else [np.inf]
         if min(scores) < least:
             best, least = drawn[np.argmin(scores)], min(scores)
@@ -80,8 +80,8 @@ def best_draw(sizes, counts, ratios, before, rng):
 def imbalance(drawn, sizes, counts, ratios, before):
     """How far each division (D, U) is from `ratios`: the worst deviation of a split's share of the patches, plus that of
     its share of any class, plus that of any class's share of it. A split that stays empty although half a unit or more is its share costs 1 more."""
-    patches, pixels = before[0] + sums(drawn, sizes), before[1] + sums(drawn, counts)
     ratios = np.asarray(ratios, float)[:, None]
+    patches, pixels = (start + sums(drawn, values, len(ratios)) for start, values in zip(before, (sizes, counts)))
     total = patches.sum(1, keepdims=True)
     worst = abs(patches / total - ratios.T).max(1) + ((patches == 0) & (ratios.T * total >= sizes.mean() / 2)).sum(1)
     pixels = pixels[:, :, pixels.sum((0, 1)) > 0]
@@ -93,6 +93,6 @@ def imbalance(drawn, sizes, counts, ratios, before):
     return worst
 
 
-def sums(drawn, values):
-    """Sums of `values` (U,) or (U, C) over the units of each split, for each division (D, U): (D, 3) or (D, 3, C)."""
-    return np.stack([(drawn == split).astype(float) @ values for split in range(3)], 1)
+def sums(drawn, values, parts=3):
+    """Sums of `values` (U,) or (U, C) over the units of each of S `parts`, for each division (D, U): (D, S) or (D, S, C)."""
+    return np.stack([(drawn == part).astype(float) @ values for part in range(parts)], 1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from eoseg.errors import SetupError
-from eoseg.splits import by_column, by_draw, imbalance, sums
+from eoseg.splits import best_draw, by_column, by_draw, imbalance, sums
 from eoseg.tiles import largest_remainder
 
 USUAL = (0.75, 0.20, 0.05)
@@ -72,6 +72,12 @@ def test_imbalance_by_hand():
     assert imbalance(split, np.ones(4), pixels, (0.5, 0.5, 0), (np.zeros(3), np.zeros((3, 2)))) == pytest.approx(0.25 + 0.5 + 0.5)
     empty = np.array([[0, 0, 0, 0]])
     assert imbalance(empty, np.ones(4), pixels, (0.5, 0.5, 0), (np.zeros(3), np.zeros((3, 2)))) == pytest.approx(0.5 + 1 + 0.5 + 0.5)
+
+
+@pytest.mark.parametrize("parts", [2, 5, 200])
+def test_any_number_of_parts_is_drawn(parts):
+    found = best_draw(np.ones(400), np.ones((400, 2)), np.full(parts, 1 / parts), (np.zeros(parts), np.zeros((parts, 2))), np.random.default_rng(0))
+    assert np.bincount(found, minlength=parts).tolist() == [400 // parts] * parts
 
 
 def test_sizes_count_patches_not_units():
