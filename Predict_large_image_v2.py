@@ -22,7 +22,7 @@ def main(argv=None):
     )
     from eoseg.tracking import bar
 
-    trained = network.load(args.model, options)
+    trained = network.load_all(args.model, options)
     summary = predict.predict(trained, args.input, output, options, bar=bar)
     if summary is None:
         return print(f"finished  {output} is complete already; nothing was done")
@@ -35,7 +35,8 @@ def main(argv=None):
 
 def parse(argv):
     parser = flags.Parser(description=__doc__)
-    parser.add_argument("--model", required=True, help="checkpoint, or a folder that holds one *_final.pth")
+    parser.add_argument("--model", required=True, nargs="+", metavar="CKPT",
+                        help="checkpoint, or a folder that holds one *_final.pth or fold1/ ...; several are averaged")
     parser.add_argument("--input", required=True, help="scene, any raster GDAL reads")
     parser.add_argument("--output", required=True, help="the map, a .tif; or a folder, for FOLDER/<input name>.tif")
     flags.add_options(parser, config.PredictionConfig)

@@ -14,15 +14,18 @@ import torch
 from torch import nn
 
 import losses
-from eoseg import checkpoint, data, encoders, files, folds, models, patchset, plots, raster, runstate, stages, survey
+from eoseg import checkpoint, data, encoders, files, folds, models, partition, patchset, raster, runcard, runstate, stages, survey
 from eoseg.coding import parse_map
 from eoseg.config import LOSSES, NETWORKS, TrainingConfig
 from eoseg.device import amp_settings, autocast, choose_device, seed_step, translate
+from eoseg.drawing import Artist
+from eoseg.ending import finish, pictures
 from eoseg.georef import pixel_size
 from eoseg.guarding import check_finite, diverged, fitting, heed
-from eoseg.metrics import Confusion
-from eoseg.normalize import Normalizer
+from eoseg.judging import evaluate, parted
+from eoseg.metrics import Confusion, count_pairs
 from eoseg.optim import Average, make_optimizer
+from eoseg.panel import Panel, choose
 from eoseg.parallel import Behind
 from eoseg.profiling import Profile
 from eoseg.runfolder import check_folder, clear, path_of
@@ -30,8 +33,7 @@ from eoseg.runstate import Run, is_whole, remember
 from eoseg.schedule import Schedule
 from eoseg.source import fit_normalizer, open_folds, open_splits
 from eoseg.stopping import Stopping
-from eoseg.tiles import tile_size
-from eoseg.tracking import bar, describe, epoch_line, score_table
+from eoseg.tracking import bar, describe, epoch_line, epoch_row
 
 def get_available_models():
     """Names of the networks, for --model."""
@@ -95,23 +97,14 @@ def cross_validate(config):
         choose_device(config.device)
         check_folder(config)
         pairs, test, source = open_folds(config, bar)
-        parts = folds.divide(pairs, config.n_splits, config.seed, patchset.read_places(source.root))
-        single = [dc.replace(config, save_dir=str(folder / f"fold{i}")) for i in range(1, len(parts) + 1)]
-        for i, (one, (held_in, held_out)) in enumerate(zip(single, parts), 1):
-            print(f"fold {i} of {len(parts)}: {len(held_in)} patches train, {len(held_out)} validate")
+        division = partition.divide(pairs, config.n_splits, config.seed, config.fold_by, patchset.read_rows(source.root), source.survey.class_pixels)
+        print(division.said)
+        single = [dc.replace(config, save_dir=str(folder / f"fold{i}")) for i in range(1, len(division.folds) + 1)]
+        for i, (one, (held_in, held_out)) in enumerate(zip(single, division.folds), 1):
+            print(f"fold {i} of {len(single)}: {len(held_in)} patches train, {len(held_out)} validate")
             owner = config if i == 1 else one  # with --overwrite all goes when the first fold is known to start
             results.append(fit(one, {"train": held_in, "validation": held_out, "test": []}, source, stop, runstate.begin(one), owner)["validation"])
-        done = folder / f"{config.model_name}_kfold_metrics.json"
-        if done.exists() and all(path_of(one, "metrics.json").stat().st_mtime_ns < done.stat().st_mtime_ns for one in single):
-            print(f"{done}: all folds are finished and were tested together; nothing to do")
-            return files.read_json(done)
-        table = folds.summarise(results)
-        for key, part in table.items():
-            print(f"  {key:<20} {part['mean']:.3f}  95 % interval {part['low']:.3f} to {part['high']:.3f}")
-        scores = test_ensemble(single, test, source, stop) if test else None
-        if not test:
-            print("test      none: no patches in test/ (or --subdirectories names it)")
-        return folds.write(folder, config.model_name, results, table, scores, dc.asdict(config))
+        return folds.conclude(config, single, division, results, test, source, stop)
 
 
 # ---------------------------------------------------------------- one run
@@ -129,18 +122,20 @@ def fit(config, splits, source, stop, begun=(None, None), owner=None):
     saved, path = begun
     run, loaders = prepare(config, splits, source, stop, saved)
     with run.behind:
-        return go_on(run, loaders, saved, path, owner or config)
+        with run.artist:
+            trained = go_on(run, loaders, saved, path, owner or config)
+        return finish(run, splits, loaders[1:], source) if trained else files.read_json(path_of(config, "metrics.json"))
 
 
 def go_on(run, loaders, saved, path, owner):
-    """From the state `saved` at `path`, or the start (None), to the end. Returns the metrics."""
+    """From the state `saved` at `path`, or the start (None), to the last epoch. Returns False when there was nothing left to do."""
     config = run.config
     if saved:
         runstate.check_patches(run.about, saved, path)
         runstate.restore(run, saved, path)
         if run.finished and (run.epoch >= config.epochs or run.waited >= config.patience) and is_whole(config):
             print(f"{path}: the run is finished after {run.epoch} epochs; nothing to do")
-            return files.read_json(path_of(config, "metrics.json"))
+            return False
         run.finished = False
         print(f"resumed   after epoch {run.epoch}" + (f" and {run.step} steps" if run.step else "") + f", best validation IoU {run.best_iou:.4f}")
     clear(owner)
@@ -149,7 +144,7 @@ def go_on(run, loaders, saved, path, owner):
         one_epoch(run, *loaders[:2])
     if run.epoch < config.epochs:
         print(f"stopped   {run.waited} epochs without a better {config.monitor}")
-    return finish(run, loaders[1], loaders[2])
+    return True
 
 
 def prepare(config, splits, source, stop, saved=None):
@@ -161,6 +156,7 @@ def prepare(config, splits, source, stop, saved=None):
         the Run, and the loaders of train, validation and test (None without test patches).
     """
     device = choose_device(config.device)
+    runcard.forget_peak()
     if device.type == "cuda":
         torch.cuda.set_device(device)  # pinned memory belongs to the current one
     amp_dtype, precision = amp_settings(config.use_amp, device, config.amp_dtype)
@@ -186,7 +182,8 @@ def prepare(config, splits, source, stop, saved=None):
     total = torch.zeros(2, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     run = Run(config, source.names, about, device, amp_dtype, net, Average(net, config.ema) if config.ema else None, parts,
               losses.make_loss(config, weight).to(device), make_optimizer(net, parts, config),
-              torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16), schedule, total, stop, Behind(),
+              torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16), schedule, total, Confusion(len(source.names), device), stop, Behind(), Artist(),
+              Panel(splits["validation"], choose(splits["validation"], source.survey.class_pixels), source), runcard.describe(net, config, splits, source, kind, device, precision),
               Profile(config.profile, path_of(config, "trace.json"), device) if config.profile else None,
               part=config.batch_size, judged_part=config.batch_size)
     said += [*stages.said(config), config.compile and translate(net, device), source.said, shown]
@@ -202,16 +199,15 @@ def one_epoch(run, train_loader, validation_loader):
     config, started = run.config, time.perf_counter()
     train_loss = train_epoch(run, train_loader)
     rate = max(group["lr"] for group in run.optimizer.param_groups)
-    val_loss, scores = evaluate(run, validation_loader, between=lambda: heed(run))
+    val_loss, tally = evaluate(run, validation_loader, between=lambda: heed(run), watch=run.panel)
     if val_loss != val_loss or val_loss == float("inf"):
         raise diverged(run, "the validation loss")
+    scores, learned = tally.scores(run.names), run.seen.scores(run.names)
     run.epoch, run.step = run.epoch + 1, 0
     run.total.zero_()
-    row = {"epoch": run.epoch, "train_loss": train_loss, "val_loss": val_loss, "val_iou": scores["mean_iou"], "val_f1": scores["mean_f1"],
-           "val_accuracy": scores["accuracy"], "learning_rate": rate, "epoch_time": time.perf_counter() - started}
+    run.seen.counts.zero_()
+    row = epoch_row(run.epoch, train_loss, val_loss, rate, time.perf_counter() - started, learned, scores, config.log_per_class)
     run.per_class = {name: part["iou"] for name, part in scores["per_class"].items()}
-    if config.log_per_class:
-        row |= {f"iou_{name}": iou for name, iou in run.per_class.items()}
     run.history.append(row)
     score = scores["mean_iou"] if config.monitor == "iou" else -val_loss
     run.schedule.epoch_end(score)
@@ -219,11 +215,13 @@ def one_epoch(run, train_loader, validation_loader):
     run.stalled = 0 if val_loss < run.best_loss else run.stalled + 1
     run.best_score = max(run.best_score, score)
     run.behind.wait()  # for what the epoch before is kept in
-    print(epoch_line(row, config.epochs, best=run.waited == 0), flush=True)
+    print(epoch_line(row, config.epochs, best=run.waited == 0, two=run.per_class if len(run.names) == 2 else None), flush=True)
     if config.unfreeze_on_plateau and not run.let_go and (run.stalled >= config.unfreeze_on_plateau or run.waited >= config.patience):
         run.let_go, run.waited = True, 0
         print(f"encoder   let go, at {config.encoder_scale:g} of the learning rate: {run.stalled} epochs without a lower validation loss")
     remember(run, scores, val_loss)
+    run.behind(runcard.keep, run)
+    run.artist(pictures(run, scores, f"{config.model_name}, epoch {run.epoch}"))
     if run.profile:
         run.profile.tell(time.perf_counter() - started)
         run.profile = None
@@ -237,8 +235,10 @@ def train_epoch(run, loader):
         watched = run.profile.watch(groups) if run.profile else groups
         for batches in bar(watched, f"epoch {run.epoch + 1}", -(-len(loader) // config.accumulate) - run.step, unit="step"):
             run.schedule.apply(run.optimizer)
-            loss, labelled = train_step(run, batches)
+            loss, seen = train_step(run, batches)
+            labelled = seen[:-1].sum()
             run.step += 1
+            run.seen.counts += seen
             run.total += torch.stack([loss * labelled, labelled]).nan_to_num(0, 0, 0) * torch.isfinite(loss)  # a step that the scaler passed over counts nowhere
             check_finite(run, before, loader)  # of the step before: waiting for this one would idle the GPU
             before = loss, [index for *_, indices in batches for index in indices]
@@ -271,8 +271,8 @@ def train_step(run, batches):
     Args:
         batches: list of (image (N, B, H, W) float32, target (N, H, W) int64, ...), on the device.
     Returns:
-        the loss and the number of labelled pixels, 0-dim tensors on the device: reading them waits for the GPU, so the
-        caller decides when.
+        the loss, 0-dim, and how pixels of each class were called, as metrics.count_pairs, on the device: reading them
+        waits for the GPU, so the caller decides when.
     """
     config = run.config
 
@@ -280,7 +280,7 @@ def train_step(run, batches):
         seed_step(config.seed, run.epoch, run.step)  # dropout hangs on these alone, so that a resumed run draws the same
         return backward(run, [part for image, target, *_ in batches for part in parted(image, target, run.part)])
 
-    loss = fitting(run, "part", compute)
+    loss, seen = fitting(run, "part", compute)
     if config.clip:
         run.scaler.unscale_(run.optimizer)
         nn.utils.clip_grad_norm_(run.net.parameters(), config.clip)
@@ -289,12 +289,12 @@ def train_step(run, batches):
     run.optimizer.zero_grad(set_to_none=True)
     if run.average:
         run.average.update(run.net, run.schedule.step)
-    return loss, sum((target != losses.IGNORE).sum() for _, target, *_ in batches)
+    return loss, seen
 
 
 def backward(run, parts):
-    """Forward and backward of each part; its gradients add up. Returns the loss of all."""
-    total = 0
+    """Forward and backward of each part; its gradients add up. Returns the loss of all, and how their pixels were called."""
+    total, seen = 0, 0
     shares = run.loss.factors([target for _, target in parts]) if len(parts) > 1 else [None]
     for (image, target), share in zip(parts, shares):
         with autocast(run.device, run.amp_dtype):
@@ -302,96 +302,6 @@ def backward(run, parts):
         loss = run.loss(logits, target, share)
         run.scaler.scale(loss).backward()
         total = total + loss.detach()
-    return total
-
-
-def parted(image, target, most):
-    """A batch in even parts of at most `most` patches."""
-    count = -(-len(image) // most)
-    return list(zip(image.tensor_split(count), target.tensor_split(count)))
-
-
-@torch.inference_mode()
-def evaluate(run, loader, between=lambda: None):
-    """Loss, averaged over labelled pixels, and scores of the network that is judged, as it is.
-
-    Args:
-        between: called after every batch.
-    """
-    net = run.judged.eval()
-    confusion, total = Confusion(len(run.names), run.device), torch.zeros_like(run.total)
-    with closing(loader.epoch()) as batches:
-        for image, target, _ in batches:
-            sums, classes = fitting(run, "judged_part", lambda: judge(run, net, image, target))
-            total += sums
-            confusion.add(classes, target)
-            between()
-    return (total[0] / total[1].clamp(min=1)).item(), confusion.scores(run.names)
-
-
-def judge(run, net, image, target):
-    """Loss times labelled pixels and their number, (2,), and the classes (N, H, W) of a batch."""
-    sums, classes = torch.zeros_like(run.total), []
-    for part, truth in parted(image, target, run.judged_part):
-        with autocast(run.device, run.amp_dtype):
-            logits = net(part)
-        labelled = (truth != losses.IGNORE).sum()
-        sums += torch.stack([run.loss(logits, truth) * labelled, labelled])
-        classes.append(losses.two_logits(logits).max(1).indices)
-    return sums, torch.cat(classes)
-
-
-# ---------------------------------------------------------------- the end
-
-
-def finish(run, validation_loader, test_loader):
-    """The best network by validation IoU is tested, saved as final and reported. Returns the metrics."""
-    config = run.config
-    run.behind.wait()
-    last = {name: value.clone() for name, value in run.judged.state_dict().items()}
-    best = checkpoint.load(path_of(config, "best_iou.pth"), run.device)
-    checkpoint.load_weights(run.judged, best["model_state_dict"], path_of(config, "best_iou.pth"))
-    between = lambda: run.stop.leave_if_asked("stopped while the best network was tested; all is saved, --resume tests it again")
-    _, validation = evaluate(run, validation_loader, between=between)
-    _, test = evaluate(run, test_loader, between=between) if test_loader else (None, None)
-    checkpoint.save(path_of(config, "final.pth"), **{key: value for key, value in best.items() if key != "format"}, validation=validation, test=test)
-    title = f"{config.model_name}, best validation IoU {run.best_iou:.3f}"
-    plots.draw_curves(run.history, path_of(config, "training_plot.png"), title)
-    if config.log_per_class:
-        plots.draw_class_iou(run.history, run.names, path_of(config, "per_class_iou.png"), title)
-    history = {key: [row.get(key) for row in run.history] for key in run.history[-1]}
-    metrics = {"test": test, "validation": validation, "config": best["config"], "history": history, "test_metrics": test, "training_history": history}
-    files.write_json(path_of(config, "metrics.json"), metrics)
-    run.judged.load_state_dict(last)  # what more epochs, should they be asked for, go on from
-    run.finished = True
-    runstate.save(run)
-    run.behind.wait()
-    print(f"best      epoch {best['performance_metrics']['epoch']}; on validation:\n{score_table(validation)}")
-    print(f"on test:\n{score_table(test)}" if test else "test      none: no labelled patches in test/")
-    print(f"wrote     {path_of(config, 'final.pth')}")
-    return files.read_json(path_of(config, "metrics.json"))
-
-
-@torch.inference_mode()
-def test_ensemble(configs, pairs, source, stop):
-    """Score the mean probability of the folds' networks on `pairs`; each fold normalises by its own statistics."""
-    device = choose_device(configs[0].device)
-    nets, loaders = [], []
-    for config in configs:
-        saved = checkpoint.load(path_of(config, "final.pth"), device)
-        net = models.build_model(config.model_name, saved["config"]["in_channels"], config.num_classes, config.encoder_name, config.dropout_rate)
-        checkpoint.load_weights(net, saved["model_state_dict"], path_of(config, "final.pth"))
-        nets.append(net.to(device, memory_format=torch.channels_last).eval())
-        patches = data.Patches(pairs, source.fetch, None, tile_size(config.model_name, source.largest))
-        loaders.append(data.Loader(patches, config.batch_size, Normalizer.from_dict(saved["normalization"]), device))
-    confusion = Confusion(len(source.names), device)
-    amp_dtype, _ = amp_settings(configs[0].use_amp, device, configs[0].amp_dtype)
-    for batches in zip(*(loader.epoch() for loader in loaders)):
-        with autocast(device, amp_dtype):
-            logits = [net(image) for net, (image, *_) in zip(nets, batches)]
-        mean = sum(losses.two_logits(one).float().softmax(1) for one in logits)
-        confusion.add(mean.max(1).indices, batches[0][1])
-        stop.leave_if_asked("stopped while the folds were tested together; all is saved, --resume tests them again")
-    scores = confusion.scores(source.names)
-    print(f"on test, the {len(nets)} folds together:\n{score_table(scores)}")
-    return scores
+        called = losses.two_logits(logits.detach()).max(1).indices
+        seen = seen + count_pairs(called, target, len(run.names))
+    return total, seen

@@ -144,20 +144,33 @@ class Loader:
             number: epochs before this one. skip: batches that an earlier run has had.
         """
         self.order.epoch, self.order.skip = number, skip
+        with contextlib.closing(self._arrived()) as batches:
+            for pixels, holes, target, changes, keys in batches:
+                image = self.scaling(pixels.to(torch.float32), holes)
+                if changes is not None:
+                    image, target = augment.apply(image, target, changes, self.rgb)
+                yield image.contiguous(memory_format=torch.channels_last), target.long(), [key[1] for key in keys]
+
+    def raw(self):
+        """Yield pixels (N, B, S, S) float32 as they are in the files, where they hold no data (or None), target (N, S, S) int64, and each patch's index."""
+        self.order.epoch, self.order.skip = 0, 0
+        with contextlib.closing(self._arrived()) as batches:
+            for pixels, holes, target, _, keys in batches:
+                yield pixels.to(torch.float32), holes, target.long(), [key[1] for key in keys]
+
+    def names(self, indices):
+        """File names of patches."""
+        return [self.patches.pairs[i][0].name for i in indices]
+
+    def _arrived(self):
+        """What `_sent` sends, once it is on the device."""
         with contextlib.closing(ahead(self._sent())) as batches:
             for pixels, holes, target, changes, keys in batches:
                 if self.beside:
                     torch.cuda.current_stream(self.device).wait_stream(self.beside)
                     for tensor in (pixels, holes, target):
                         tensor is None or tensor.record_stream(torch.cuda.current_stream(self.device))
-                image = self.scaling(pixels.to(torch.float32), holes)
-                if changes is not None:
-                    image, target = augment.apply(image, target, changes, self.rgb)
-                yield image.contiguous(memory_format=torch.channels_last), target.long(), [key[1] for key in keys]
-
-    def names(self, indices):
-        """File names of patches."""
-        return [self.patches.pairs[i][0].name for i in indices]
+                yield pixels, holes, target, changes, keys
 
     def _sent(self):
         """Batches on their way to the device, with what is to become of them.

@@ -30,6 +30,13 @@ class Parser(argparse.ArgumentParser):
             raise SetupError(f"{text.strip()}: no such option" + (f"; did you mean {near[0]}?" if near else "; --help lists them."))
         return options
 
+    def given(self, args=None):
+        """What was typed: dict dest -> value, without defaults."""
+        unset = object()
+        options, _ = super().parse_known_args([protected(word) for word in (sys.argv[1:] if args is None else args)],
+                                              argparse.Namespace(**{action.dest: unset for action in every_action(self)}))
+        return {key: value for key, value in vars(options).items() if value is not unset}
+
     def flags(self):
         return [flag for action in every_action(self) for flag in action.option_strings]
 
@@ -76,9 +83,9 @@ def flag_of(field):
     return field.metadata["flag"] or f"--{field.name}"
 
 
-def add_options(parser, options_class, only=None):
-    """Give `parser` one flag per field of `options_class` (those of `only`). Names, types and defaults live in the dataclass alone."""
-    group = parser.add_argument_group("what the job is told")
+def add_options(parser, options_class, only=None, group=None):
+    """Give `parser` one flag per field of `options_class` (those of `only`), under the heading `group`. Names, types and defaults live in the dataclass alone."""
+    group = group or parser.add_argument_group("what the job is told")
     for f in dc.fields(options_class):
         if only and f.name not in only:
             continue

@@ -1,68 +1,80 @@
-"""K folds: who validates when, and what their scores say together."""
+"""K folds: what their scores say together, and what their networks say together of test patches."""
 
 from pathlib import Path
 
 import numpy as np
 
-from eoseg import files, plots
-from eoseg.errors import SetupError
+from eoseg import files, network, patchscores, plots, scoreplots, scoring
+from eoseg.config import PredictionConfig
+from eoseg.intervals import bootstrap, student
+from eoseg.judging import assess
+from eoseg.runfolder import path_of
+from eoseg.tracking import score_table
+
+SUMMED = ("mean_iou", "mean_f1", "accuracy", "kappa", "boundary_iou", "ece")
 
 
-def divide(pairs, count, seed, places=None):
-    """Shuffled folds with nearly equal numbers of places.
+def conclude(config, single, division, results, test, source, stop):
+    """Sum up finished folds, test them together, and write it all, unless an earlier run did so.
 
     Args:
-        places: dict patch name -> place; patches of one place (several dates of it) share a fold. A patch that is not
-            in it is a place of its own.
+        single: TrainingConfig of each fold. division: partition.Division. results: validation scores of each fold. test: pairs. source: the
+        source.Source of all patches.
     Returns:
-        list of (training pairs, validation pairs), one per fold; each pair validates exactly once.
+        what <model>_kfold_metrics.json holds.
     """
-    from sklearn.model_selection import KFold
-
-    groups = {}
-    for image, label in pairs:
-        groups.setdefault((places or {}).get(Path(image).name, image), []).append((image, label))
-    together = list(groups.values())
-    if len(together) < count:
-        raise SetupError(f"--n_splits {count}: the {len(pairs)} patches show {len(together)} places; give at most as many folds as places.")
-    pick = lambda indices: [pair for i in indices for pair in together[i]]
-    return [(pick(train), pick(held)) for train, held in KFold(count, shuffle=True, random_state=seed).split(together)]
-
-
-def interval(values, level=0.95):
-    """Mean and Student's t interval of a few values; values that are nan (a class absent from a fold) do not count.
-
-    Returns:
-        dict folds, mean, std, low, high; the interval is nan with fewer than two values.
-    """
-    from scipy import stats
-
-    values = [float("nan") if value is None else float(value) for value in values]  # scores read back from JSON
-    known = np.array([value for value in values if value == value])
-    mean = float(known.mean()) if len(known) else float("nan")
-    std = float(known.std(ddof=1)) if len(known) > 1 else float("nan")
-    half = float(stats.t.ppf((1 + level) / 2, len(known) - 1) * std / np.sqrt(len(known))) if len(known) > 1 else float("nan")
-    return {"folds": values, "mean": mean, "std": std, "low": mean - half, "high": mean + half}
+    done = path_of(config, "kfold_metrics.json")
+    if done.exists() and all(path_of(one, "metrics.json").stat().st_mtime_ns < done.stat().st_mtime_ns for one in single):
+        print(f"{done}: all folds are finished and were tested together; nothing to do")
+        return files.read_json(done)
+    table, whole = summarise(results), out_of_fold(single, results, source.names)
+    for key, part in table.items():
+        print(f"  {key:<20} {part['mean']:.3f}  95 % interval over folds {part['low']:.3f} to {part['high']:.3f}")
+    print(f"out of fold, every patch judged by the network that never saw it:\n{score_table(whole)}")
+    scores = tested(config, single, test, source, stop) if test else None
+    if not test:
+        print("test      none: no patches in test/ (or --subdirectories names it)")
+    return write(config, results, table, whole, scores, division)
 
 
 def summarise(results):
     """Intervals over folds of the mean scores and of each class's IoU.
 
     Args:
-        results: validation scores of each fold, as `Confusion.scores` gives them.
+        results: validation scores of each fold, as `scoring.scores` gives them.
     """
-    table = {key: interval([scores[key] for scores in results]) for key in ("mean_iou", "mean_f1", "accuracy")}
+    table = {key: student([scores.get(key) for scores in results]) for key in SUMMED}
     for name in results[0]["per_class"]:
-        table[f"iou_{name}"] = interval([scores["per_class"][name]["iou"] for scores in results])
+        table[f"iou_{name}"] = student([scores["per_class"][name]["iou"] for scores in results])
     return table
 
 
-def write(folder, model, results, table, test, config):
-    """<model>_kfold_metrics.json, <model>_kfold.csv (a line per fold, then the mean and the interval) and <model>_kfold.png."""
-    rows = [{"fold": i, **{key: part["folds"][i - 1] for key, part in table.items()}} for i in range(1, len(results) + 1)]
+def out_of_fold(single, results, names):
+    """Scores of all folds' validation patches from one summed matrix, with intervals over patches."""
+    margins = np.concatenate([patchscores.read(path_of(one, "validation_patches.csv"), names) for one in single])
+    return scoring.together(results, names) | {"patches": int((margins[:, 1].sum(1) > 0).sum()), "intervals": bootstrap(margins, names)}
+
+
+def tested(config, single, pairs, source, stop):
+    """Scores of the mean probability of the folds' networks on `pairs`."""
+    together = network.load_all([path_of(one, "final.pth") for one in single], PredictionConfig(device=config.device, use_amp=config.use_amp), say=lambda line: None)
+    between = lambda: stop.leave_if_asked("stopped while the folds were tested together; all is saved, --resume tests them again")
+    scores = assess(together, pairs, source, config.batch_size, between=between).scores(source.names, intervals=True)
+    print(f"on test, the {len(single)} folds together:\n{score_table(scores)}")
+    return scores
+
+
+def write(config, results, table, whole, test, division):
+    """<model>_kfold_metrics.json, <model>_kfold.csv (a line per fold, the mean and the interval, all folds as one), <model>_kfold.png and its confusion matrix."""
+    count, title = len(results), f"{config.model_name}: {len(results)} folds by {division.by}"
+    rows = [{"fold": i, **{key: part["folds"][i - 1] for key, part in table.items()}} for i in range(1, count + 1)]
     rows += [{"fold": name, **{key: part[name] for key, part in table.items()}} for name in ("mean", "std", "low", "high")]
-    files.write_csv(folder / f"{model}_kfold.csv", rows)
-    plots.draw_folds(table, folder / f"{model}_kfold.png", f"{model}: {len(results)} folds, mean and 95 % interval")
-    metrics = {"validation": table, "folds": results, "test": test, "config": config}
-    files.write_json(folder / f"{model}_kfold_metrics.json", metrics)
-    return metrics
+    rows.append({"fold": "out_of_fold", **{key: whole[key] for key in SUMMED}, **{f"iou_{name}": part["iou"] for name, part in whole["per_class"].items()}})
+    files.write_csv(path_of(config, "kfold.csv"), rows)
+    plots.draw_folds(table, path_of(config, "kfold.png"), f"{title}, mean and 95 % interval")
+    scoreplots.draw_confusion(whole["confusion_matrix"], list(whole["per_class"]), path_of(config, "kfold_confusion_matrix.png"), f"{title}, out of fold")
+    metrics = {"validation": table, "out_of_fold": whole, "folds": results, "test": test, "division": {"by": division.by, "left_out": division.left_out,
+               "patches": [[len(part) for part in fold] for fold in division.folds]}, "config": dict(vars(config))}
+    files.write_json(path_of(config, "kfold_metrics.json"), metrics)
+    print(f"wrote     {path_of(config, 'kfold_metrics.json')}; map with all folds: --model {Path(config.save_dir)}/fold*/{config.model_name}_final.pth")
+    return files.read_json(path_of(config, "kfold_metrics.json"))

@@ -1,19 +1,21 @@
-"""A trained network as its checkpoint describes it: weights, bands, normalisation, classes. Ready to predict."""
+"""Trained networks as their checkpoints describe them: weights, bands, normalisation, classes. Ready to predict, alone or together."""
 
 import re
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from eoseg import checkpoint, models, raster
 from eoseg.bands import band_names
+from eoseg.deciding import probabilities, rounded
 from eoseg.device import amp_settings, autocast, choose_device
 from eoseg.errors import DataError, SetupError, listing
 from eoseg.normalize import Normalizer
+from eoseg.scaling import Scaling
 from eoseg.tiles import tile_size
 from eoseg.validity import called_alpha
-
-ROUND = 2**12  # probabilities are multiples of 2^-12: with weights of 2^-6 per axis, float32 sums are exact
 
 
 class Network(NamedTuple):
@@ -30,21 +32,81 @@ class Network(NamedTuple):
     binary: bool
     input: dict  # data.Bands as a dict; None for older checkpoints
     pixel_size: list  # of the training patches; None when unknown
+    temperature: float = 1.0  # by which logits are divided
+    threshold: float = 0.5  # binary: probability from which a pixel is class 1
+    tested: list = None  # confusion matrix of its test patches, rows the truth; None when unknown
+    others: tuple = ()  # further Networks, with which it is averaged
+
+    @property
+    def members(self):
+        """All Networks that are averaged: one, mostly."""
+        return (self, *self.others)
 
     @torch.inference_mode()
     def probabilities(self, tiles):
-        """Probabilities of a batch of normalised tiles.
+        """Probabilities of a batch of tiles, by this network alone.
 
         Args:
-            tiles: (N, B, H, W) float32 on the CPU; H and W as `tiles.tile_size` wants them.
+            tiles: (N, B, H, W) float32, normalised, on any device; H and W as `tiles.tile_size` wants them.
         Returns:
             (N, C, H, W) float32 on the device, multiples of 2^-12; in binary mode C is 1: the probability of class 1.
         """
         with autocast(self.device, self.amp_dtype):
             logits = self.net(tiles.to(self.device, memory_format=torch.channels_last, non_blocking=True))
-        logits = logits.float()
-        found = logits.sigmoid() if self.binary else logits.softmax(1)
-        return found.mul_(ROUND).round_().div_(ROUND)
+        return probabilities(logits, self.binary, self.temperature)
+
+    def normalised(self, raw, holes):
+        """Patches as this network wants them.
+
+        Args:
+            raw: (N, B, H, W) float32 on its device. holes: bool of the same shape, where no data is, or None.
+        """
+        if self.normalizer.kind != "patch_percentile":
+            return Scaling(self.normalizer, self.device)(raw.clone(), holes)
+        missing = np.zeros(raw.shape, bool) if holes is None else holes.cpu().numpy()
+        return torch.from_numpy(np.stack([self.normalizer(*one) for one in zip(raw.cpu().numpy(), missing)])).to(self.device)
+
+
+def averaged(found):
+    """The mean of several networks' probabilities, a multiple of 2^-12 again."""
+    return found[0] if len(found) == 1 else rounded(sum(found) / len(found))
+
+
+def load_all(paths, options, say=print):
+    """The network of one checkpoint, or those of several to be averaged, as one Network.
+
+    Args:
+        paths: of checkpoints; a folder of a cross-validation stands for the final networks of its folds.
+    Raises:
+        SetupError: as `load`; or two networks take other bands or know other classes.
+    """
+    every = [one for path in paths for one in (folds_of(path) or [path])]
+    first, *others = (load(path, options, say) for path in every)
+    for other in others:
+        for what, one, two in (("classes", first.class_names, other.class_names), ("modes (binary or not)", [first.binary], [other.binary]),
+                               ("bands", bands_of(first), bands_of(other))):
+            if one != two:
+                raise SetupError(f"--model: {first.path} and {other.path} differ in {what}: {listing(one, 13)} and {listing(two, 13)}; only networks of the same are averaged.")
+    if others:
+        say(f"ensemble  the mean of {len(every)} networks")
+    return first._replace(others=tuple(others), threshold=float(np.mean([one.threshold for one in (first, *others)])))
+
+
+def folds_of(path):
+    """The final networks of the folds in a folder that holds no other, in order; [] where `path` is anything else."""
+    folder = Path(path)
+    if not folder.is_dir() or list(folder.glob("*_final.pth")):
+        return []
+    found = sorted(folder.glob("fold[0-9]*/*_final.pth"), key=lambda file: int(re.sub(r"\D", "", file.parent.name)))
+    kinds = {file.name for file in found}
+    if len(kinds) > 1:
+        raise SetupError(f"--model {path}: its folds hold {listing(sorted(kinds))}; name those of one, e.g. {folder}/fold*/{sorted(kinds)[0]}.")
+    return found
+
+
+def bands_of(network):
+    """What tells a network's bands: their names, or their number where it was never told them."""
+    return network.input["names"] if network.input else [str(network.in_channels)]
 
 
 def load(path, options, say=print):
@@ -70,8 +132,21 @@ def load(path, options, say=print):
     normalizer = normalizer_of(saved, about["in_channels"], options, path, say)
     encoder = f" with {about['encoder_name']}" if about["model_name"] in models.SMP else ""
     say(f"network   {about['model_name']}{encoder} from {path}, on {device}, {precision}")
-    return Network(str(path), net, about["model_name"], device, amp_dtype, normalizer, list(map(str, names)),
-                   about["in_channels"], binary, saved["input"], saved.get("pixel_size"))
+    temperature, threshold = calibration_of(saved, binary, options, say)
+    return Network(str(path), net, about["model_name"], device, amp_dtype, normalizer, list(map(str, names)), about["in_channels"], binary,
+                   saved["input"], saved.get("pixel_size"), temperature, threshold, (saved.get("test") or {}).get("confusion_matrix"))
+
+
+def calibration_of(saved, binary, options, say):
+    """Temperature and threshold: those of the flags, else what --calibrate found in training, which is said; else 1 and 0.5."""
+    found, used = saved.get("calibration") or {}, {}
+    for key, usual in (("temperature", 1.0), ("threshold", 0.5)):
+        given = getattr(options, key)
+        used[key] = found.get(key, usual) if given is None else given
+    told = [f"{key} {used[key]:.4g}" + (" as given" if getattr(options, key) is not None else "") for key in ("temperature", *["threshold"] * binary) if key in found]
+    if told:
+        say(f"calibrated {', '.join(told)}; fitted on {found['split']} (--temperature 1{', --threshold 0.5,' if binary else ''} for the network as it was)")
+    return used["temperature"], used["threshold"]
 
 
 def settled(config, options, path, say):
@@ -160,5 +235,5 @@ def speaks(name):
 
 
 def network_size(network, size):
-    """The side a tile of `size` pixels is padded to."""
-    return tile_size(network.name, size)
+    """The side a tile of `size` pixels is padded to, so that all members can take it."""
+    return max(tile_size(one.name, size) for one in network.members)

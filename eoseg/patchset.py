@@ -14,17 +14,22 @@ from eoseg.errors import SetupError, listing
 SUFFIXES = (".tif", ".tiff")
 
 
-def find_root(dataset_root, subdir="Patch"):
+def find_root(dataset_root, subdir="Patch", split="train", flag="--dataset_root"):
     """The folder that holds the splits: `dataset_root/subdir` where that is one, else `dataset_root`.
 
+    Args:
+        split: that it must hold. flag: to be named where neither does.
     Raises:
-        SetupError: neither holds a folder train/images.
+        SetupError: neither holds a folder <split>/images.
     """
     root = Path(dataset_root)
     for folder in (root / subdir, root):
-        if (folder / "train" / "images").is_dir():
+        if (folder / split / "images").is_dir():
             return folder
-    raise SetupError(f"--dataset_root {root}: holds neither {subdir}/train/images nor train/images; "
+    if flag == "--split" and root.is_dir():
+        there = sorted({path.parent.name for folder in (root / subdir, root) for path in folder.glob("*/images")})
+        raise SetupError(f"--split {split}: {root} holds no {split}/images; " + (f"there is {listing(there, 12)}." if there else "name the --output folder of Patch_extraction_v2.py with --dataset_root."))
+    raise SetupError(f"--dataset_root {root}: holds neither {subdir}/{split}/images nor {split}/images; "
                      "name the --output folder of Patch_extraction_v2.py.")
 
 

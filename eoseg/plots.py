@@ -102,21 +102,23 @@ def legend(axes, names, palette, **settings):
     axes.legend(handles=[Patch(facecolor=np.array(c) / 255, edgecolor="0.6", lw=0.5, label=n) for n, c in zip(names, palette)], frameon=False, **settings)
 
 
-def draw_curves(history, path, title):
-    """Loss, IoU and learning rate over the epochs."""
+def draw_curves(history, path, title, best_epoch=None):
+    """Loss, scores and learning rate over the epochs; `best_epoch` is marked."""
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(14, 4))
     loss, score, rate = figure.subplots(1, 3)
     for key in ("train_loss", "val_loss"):
         loss.plot(epochs, [row[key] for row in history], marker=".", label=key)
-    for key in ("val_iou", "val_f1", "val_accuracy"):
-        score.plot(epochs, [row[key] for row in history], marker=".", label=key)
+    for key, look in (("val_iou", "-"), ("val_f1", "-"), ("val_accuracy", "-"), ("train_iou", ":")):
+        score.plot(epochs, [row[key] for row in history], look, marker=".", label=key)
     rate.semilogy(epochs, [row["learning_rate"] for row in history], marker=".", label="learning_rate")
     score.set_ylim(0, 1)
     for axes in (loss, score, rate):
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
+        if best_epoch:
+            axes.axvline(best_epoch, color="0.5", ls="--", lw=1, label="best")
         axes.legend()
     figure.suptitle(title)
     return save(figure, path)

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from eoseg import files, plots, raster
+from eoseg.deciding import decide
 from eoseg.errors import SetupError, listing
 from eoseg.georef import pixel_size
 from eoseg.mapfile import SETTINGS, MapFile, check_settings, in_the_making
-from eoseg.network import network_size, scene_bands
+from eoseg.network import averaged, network_size, scene_bands
 from eoseg.tiles import Window, blend_weights, starts
 
 
@@ -63,13 +64,14 @@ def draw(scene, network, output, options):
 
 
 def as_trained(network, options, path, say):
-    """The options with what the training patches took for data, where the flags and the scene do not say."""
+    """The options with what the training patches took for data, where the flags and the scene do not say, and the threshold in use."""
     about = network.input or {}
     nodata = options.input_nodata
     if nodata is None and about.get("input_nodata") is not None and raster.header(path).nodata is None:
         nodata = about["input_nodata"]
         say(f"note: {path}: {nodata:g} is taken as nodata, as in training (--input_nodata)")
-    return dc.replace(options, input_nodata=nodata, require_all_bands=options.require_all_bands or bool(about.get("require_all_bands")))
+    return dc.replace(options, input_nodata=nodata, require_all_bands=options.require_all_bands or bool(about.get("require_all_bands")),
+                      threshold=network.threshold if options.threshold is None else options.threshold)
 
 
 def beside(output, ending):
@@ -92,8 +94,10 @@ def refuse_existing(output, path, options):
 def settings_of(network, path, options):
     """What decides a map's pixels; a run that is resumed must share it."""
     source = Path(path)
+    cooled = [one.temperature for one in network.members]
     return {
-        "model": hashlib.sha256(Path(network.path).read_bytes()).hexdigest(),
+        "model": " ".join(hashlib.sha256(Path(one.path).read_bytes()).hexdigest() for one in network.members),
+        **({"temperature": cooled} if set(cooled) != {1.0} else {}),
         "scene": [source.name, source.stat().st_size] if source.exists() else [str(path)],
         "scene_time": source.stat().st_mtime if source.exists() else None,
         **{key: getattr(options, key) for key in ("patch_size", "overlap", "threshold", "background_value", "input_nodata", "require_all_bands",
@@ -115,7 +119,7 @@ def is_finished(output, settings):
 
 def check_options(network, options):
     """Raises SetupError for options that contradict the network."""
-    if not network.binary and (options.threshold != 0.5 or options.background_value):
+    if not network.binary and (options.threshold not in (None, 0.5) or options.background_value):
         raise SetupError(f"--threshold, --background_value: {network.path} has {len(network.class_names)} classes; they are for binary networks, leave them out.")
     if options.output_nodata < len(network.class_names):
         name, free = network.class_names[options.output_nodata], max(255, len(network.class_names))
@@ -187,7 +191,7 @@ def fill(canvas, network, scene, plan, options, output, bar):
             ahead = pool.submit(reader.read, plan.rows[todo[place + 1]]) if place + 1 < len(todo) else None
             add_row(sums, network, plan, index, pixels, missing, valid, options, output, scene)
             done = plan.finished(index, scene.height)
-            classes, confidence = decide(sums[:, :done, : scene.width], network, options)
+            classes, confidence = classified(sums[:, :done, : scene.width], options)
             canvas.append(plan.rows[index], classes, confidence, valid[:done])
             sums[:, : plan.height - done] = sums[:, done:].clone()
             sums[:, plan.height - done :] = 0
@@ -200,8 +204,8 @@ def add_row(sums, network, plan, index, pixels, missing, valid, options, output,
     cols = [j for j, col in enumerate(plan.cols) if valid[:, col : col + plan.width].any()]  # tiles without a valid pixel never run
     for first in range(0, len(cols), batch):
         some = cols[first : first + batch]
-        tiles = np.stack([tile(network, plan, plan.cols[j], pixels, missing, valid) for j in some])
-        found = network.probabilities(torch.from_numpy(tiles))[:, :, : plan.height, : plan.width]
+        tiles = lambda one: torch.from_numpy(np.stack([tile(one, plan, plan.cols[j], pixels, missing, valid) for j in some]))
+        found = averaged([one.probabilities(tiles(one)) for one in network.members])[:, :, : plan.height, : plan.width]
         if not torch.isfinite(found).all():
             raise SetupError(f"{network.path}: the network gives values that are not finite at row {plan.rows[index]}; check the checkpoint, or leave --use_amp out.")
         for j, probability in zip(some, found):
@@ -219,21 +223,17 @@ def tile(network, plan, col, pixels, missing, valid):
     return np.pad(tile, ((0, 0), (0, rows), (0, cols)), mode="symmetric") if rows or cols else tile
 
 
-def decide(probability, network, options):
+def classified(probability, options):
     """Classes (h, W) and the probability of each (h, W), as arrays, from probabilities (C, h, W)."""
-    if not network.binary:
-        best = probability.max(0)
-        return best.indices.cpu().numpy(), best.values.cpu().numpy()
-    one = probability[0].cpu().numpy()
-    is_one = one >= options.threshold
-    return (is_one ^ bool(options.background_value)).astype(np.int64), np.where(is_one, one, 1 - one)
+    classes, confidence = (part.cpu().numpy() for part in decide(probability, options.threshold))
+    return classes ^ 1 if options.background_value else classes, confidence
 
 
 def save_tile(probability, network, plan, index, j, valid, options, output, scene):
     """One tile's own classes, before blending."""
     row, col = plan.rows[index], plan.cols[j]
     window = Window(row, col, plan.height, plan.width).clipped(scene.height, scene.width)
-    classes, _ = decide(probability[:, : window.height, : window.width], network, options)
+    classes, _ = classified(probability[:, : window.height, : window.width], options)
     known = valid[: window.height, col : col + window.width]
     tile = np.where(known, classes, options.output_nodata).astype(np.uint8 if options.output_nodata <= 255 else np.uint16)
     path = beside(output, "_patches") / f"patch_{row}_{col}.tif"

@@ -5,14 +5,16 @@ from pathlib import Path
 from eoseg import files
 from eoseg.errors import SetupError, listing
 
-ENDINGS = {"best_loss", "best_iou", "final", "last", "previous", "training_plot", "training_log", "per_class_iou", "metrics", "trace", "kfold", "kfold_metrics"}
+ENDINGS = {"best_loss", "best_iou", "final", "last", "previous", "training_plot", "training_log", "per_class_iou", "metrics", "trace", "kfold", "kfold_metrics",
+           "confusion_matrix", "validation_panel", "reliability", "validation_patches", "test_patches", "summary", "run", "kfold_confusion_matrix", "kfold_summary"}
 
 
 def earlier_run(config):
     """Files of an earlier run of the same network in --save_dir, and of its folds."""
     folder, model = Path(config.save_dir), config.model_name
     places = [folder, *folder.glob("fold[0-9]*")]
-    return sorted(path for place in places for path in place.glob(f"{model}_*") if path.name[len(model) + 1 :].split(".")[0] in ENDINGS)
+    named = [path for place in places for path in place.glob(f"{model}_*") if path.name[len(model) + 1 :].split(".")[0] in ENDINGS]
+    return sorted({*named, *(path for place in places for path in place.glob("run.json") if owner(path) == model)})
 
 
 def check_folder(config):
@@ -39,3 +41,17 @@ def clear(config):
 
 def path_of(config, ending):
     return Path(config.save_dir) / f"{config.model_name}_{ending}"
+
+
+def card_of(config):
+    """run.json; `<model>_run.json` where another network's lies in the folder."""
+    path = Path(config.save_dir) / "run.json"
+    return path if owner(path) in (None, config.model_name) else path_of(config, "run.json")
+
+
+def owner(path):
+    """Which network's run a run.json tells of; None when it tells nothing."""
+    try:
+        return files.read_json(path).get("model")
+    except (SetupError, OSError, AttributeError):
+        return None

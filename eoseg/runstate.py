@@ -9,8 +9,11 @@ from torch import nn
 
 from eoseg import checkpoint, files
 from eoseg.config import TrainingConfig
+from eoseg.drawing import Artist
 from eoseg.errors import SetupError, listing
+from eoseg.metrics import Confusion
 from eoseg.optim import Average
+from eoseg.panel import Panel
 from eoseg.parallel import Behind
 from eoseg.profiling import Profile
 from eoseg.runfolder import path_of
@@ -39,8 +42,12 @@ class Run:
     scaler: torch.amp.GradScaler
     schedule: Schedule
     total: torch.Tensor  # of this epoch: loss times labelled pixels, and labelled pixels
+    seen: Confusion  # of this epoch: what the network called the training pixels while it learned
     stop: Stopping
     behind: Behind  # writes checkpoints
+    artist: Artist  # draws
+    panel: Panel  # of validation patches that are shown after each epoch
+    card: dict  # what run.json says of it from the start
     profile: Optional[Profile] = None  # of the first epoch, with --profile
     epoch: int = 0  # epochs done
     step: int = 0  # steps done in the one after
@@ -84,7 +91,7 @@ def newest(config):
         try:
             if path.exists():
                 saved = checkpoint.load(path)
-                if not saved.get("run", {}).keys() >= set(Run.LASTING):
+                if not saved.get("run", {}).keys() >= {*Run.LASTING, "seen"}:
                     raise SetupError(f"{path}: holds no state that this version can go on from.")
                 if path == previous:
                     print(f"note: --resume: {last} is {'damaged' if last.exists() else 'not there'}; going on from {previous}, one save older")
@@ -146,7 +153,7 @@ def save(run, kept=None):
         kept: what `copied` made of `parts`, where it is there already.
     """
     state = {"live": run.net.state_dict() if run.average else None, "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
-             "schedule": run.schedule.state_dict(), "total": run.total, **{name: getattr(run, name) for name in run.LASTING}}
+             "schedule": run.schedule.state_dict(), "total": run.total, "seen": run.seen.counts, **{name: getattr(run, name) for name in run.LASTING}}
     run.behind(checkpoint.save, path_of(run.config, "last.pth"), keep=path_of(run.config, "previous.pth"), **kept or copied(parts(run)), run=copied(state))
     run.saved = time.monotonic()
 
@@ -189,7 +196,8 @@ def restore(run, saved, path):
     if state["scaler"]:  # empty when the run was begun where no gradient scaling is needed
         run.scaler.load_state_dict(state["scaler"])
     run.schedule.load_state_dict(state["schedule"])
-    run.total.copy_(torch.as_tensor(state["total"]))
+    run.total.copy_(state["total"])
+    run.seen.counts.copy_(state["seen"])
     for name in run.LASTING:
         setattr(run, name, state[name])
     if path != path_of(run.config, "last.pth"):

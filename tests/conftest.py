@@ -21,6 +21,17 @@ def shared():
     return SHARED
 
 
+@pytest.fixture(scope="session", autouse=True)
+def without_artist():
+    """Runs draw nothing before their end: a process of its own per run takes longer than most of them. Gives what tests of it put back."""
+    from eoseg.drawing import Artist
+
+    with pytest.MonkeyPatch.context() as patched:
+        real = Artist.__call__
+        patched.setattr(Artist, "__call__", lambda self, jobs: None)
+        yield real
+
+
 def write_raster(path, pixels, nodata=None, crs="EPSG:32630", transform=None, names=None, **options):
     """Write (B, H, W) or (H, W) as a GeoTIFF; 10 m pixels from (500000, 4800000) unless told."""
     import rasterio

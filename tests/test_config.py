@@ -66,11 +66,11 @@ CONTRACT = {
         "--augment_saturation": (None, "1", 1.0), "--augment_noise": (None, "0.01", 0.01), "--augment_band_dropout": (None, "0.1", 0.1), "--gradual_unfreeze": (False, True),
         "--unfreeze_on_plateau": (None, "4", 4), "--accumulate": (1, "4", 4), "--optimizer": ("adamw", "sgd", "sgd"), "--encoder_lr_scale": (None, "0.1", 0.1),
         "--layer_decay": (1.0, "0.75", 0.75), "--weight_decay": (None, "0", 0.0), "--clip": (None, "1", 1.0), "--ema": (None, "0.999", 0.999),
-        "--amp_dtype": ("auto", "bf16", "bf16"), "--compile": (False, True), "--label_smoothing": (0.0, "0.1", 0.1), "--focal_tversky_gamma": (4 / 3, "2", 2.0),
+        "--amp_dtype": ("auto", "bf16", "bf16"), "--compile": (False, True), "--label_smoothing": (0.0, "0.1", 0.1), "--fold_by": (None, "block", "block"), "--calibrate": (False, True), "--focal_tversky_gamma": (4 / 3, "2", 2.0),
     },
     "predict": {
         "--model_name": (None, "unet", "unet"), "--encoder_name": (None, "resnet18", "resnet18"), "--in_channels": (None, "4", 4), "--num_classes": (None, "3", 3),
-        "--patch_size": (512, "256", 256), "--overlap": (128, "0", 0), "--threshold": (0.5, "0.3", 0.3), "--background_value": (0, "1", 1),
+        "--patch_size": (512, "256", 256), "--overlap": (128, "0", 0), "--threshold": (None, "0.3", 0.3), "--temperature": (None, "2", 2.0), "--background_value": (0, "1", 1),
         "--normalization_percentile": (None, "98", 98.0), "--normalize_per_channel": (False, True), "--device": ("auto", "cpu", "cpu"),
         "--save_confidence": (False, True), "--save_patches": (False, True), "--input_nodata": (None, "-3.4e+38", -3.4e38), "--overwrite": (False, True),
         "--resume": (False, True), "--use_amp": (False, True), "--batch_size": (None, "4", 4), "--output_nodata": (255, "0", 0),

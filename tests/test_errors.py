@@ -174,11 +174,14 @@ def test_the_score_table_and_the_epochs_line_hold_their_numbers():
     nan = float("nan")
     part = {"iou": 0.5, "f1": 2 / 3, "precision": 0.8, "recall": 4 / 7, "support": 1234567}
     gone = {key: nan for key in part} | {"support": 0}
-    scores = {"mean_iou": 0.5, "mean_f1": 2 / 3, "accuracy": 0.75, "absent": ["ice"], "per_class": {"water": part, "ice": gone}}
+    scores = {"mean_iou": 0.5, "mean_f1": 2 / 3, "mean_precision": 0.8, "mean_recall": 4 / 7, "accuracy": 0.75, "kappa": 0.5, "absent": ["ice"],
+              "patches": 7, "intervals": {"mean_iou": [0.4, 0.6], "accuracy": [0.7, 0.8]}, "per_class": {"water": part, "ice": gone}}
     table = tracking.score_table(scores)
     assert [word for word in table.splitlines()[1].split()] == ["water", "0.500", "0.667", "0.800", "0.571", "1,234,567"]
-    assert "left out of the mean: ice" in table and "accuracy 0.750" in table
+    assert "left out of the mean: ice" in table and "accuracy 0.750, kappa 0.500\n" in table and "over 7 patches: mean IoU 0.400 to 0.600, accuracy 0.700 to 0.800" in table
+    assert "one labelled patch: no intervals" in tracking.score_table(scores | {"patches": 1})
     row = {"epoch": 3, "train_loss": 0.5, "val_loss": 0.25, "val_iou": 0.125, "val_f1": 0.2, "val_accuracy": 0.3, "learning_rate": 5e-4, "epoch_time": 1.26}
     line = tracking.epoch_line(row, 10, best=True)
     assert line.split()[1] == "3/10" and "val_iou 0.1250" in line and "lr 5.00e-04" in line and line.endswith("*")
     assert not tracking.epoch_line(row, 10, best=False).endswith("*")
+    assert "val_iou 0.1250 (flood 0.0500)" in tracking.epoch_line(row, 10, best=False, two={"dry": 0.2, "flood": 0.05})

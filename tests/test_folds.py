@@ -10,12 +10,12 @@ import torch
 from tinypatches import FLAGS, change, make
 
 import model_training_v2 as training
-from eoseg import checkpoint, folds, models, patchset
+from eoseg import checkpoint, files, intervals, models, partition, patchset, scoring
 from eoseg.errors import SetupError
 from eoseg.normalize import Normalizer
 
 pytestmark = pytest.mark.usefixtures("narrow")
-FOLDS = {"num_classes": 3, "epochs": 2, "batch_size": 2, "workers": 0, "device": "cpu", "n_splits": 3, "learning_rate": 1e-2}
+FOLDS = {"num_classes": 3, "epochs": 2, "batch_size": 2, "workers": 0, "device": "cpu", "n_splits": 3, "learning_rate": 1e-2, "fold_by": "random"}
 
 
 def cross_validate(root, folder, **changes):
@@ -51,44 +51,27 @@ def content(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("count, patches", [(2, 2), (3, 7), (5, 23)])
-def test_every_patch_validates_exactly_once_and_never_where_it_trains(count, patches):
-    pairs = [(f"i{i}", f"l{i}") for i in range(patches)]
-    parts = folds.divide(pairs, count, seed=4)
-    assert sorted(pair for _, held in parts for pair in held) == sorted(pairs)
-    assert all(sorted(train + held) == sorted(pairs) and abs(len(held) - patches / count) < 1 for train, held in parts)
-    assert parts == folds.divide(pairs, count, seed=4)
-    if patches > 5:
-        assert parts != folds.divide(pairs, count, seed=5) and parts[0][1] != pairs[: len(parts[0][1])]
-
-
-def test_patches_of_one_place_share_a_fold():
-    pairs = [(f"img{date}_patch_{cell}.tif", "label") for date in (1, 2, 3) for cell in range(6)]
-    places = {image: f"grid/{image.rpartition('_')[2]}" for image, _ in pairs}
-    for train, held in folds.divide(pairs, 3, seed=0, places=places):
-        assert len(held) == 6 and not {places[image] for image, _ in train} & {places[image] for image, _ in held}
-
-
 def test_the_interval_is_students():
-    found = folds.interval([0.5, 0.6, 0.7])  # mean 0.6, deviation 0.1, t(0.975, 2) = 4.302653
+    found = intervals.student([0.5, 0.6, 0.7])  # mean 0.6, deviation 0.1, t(0.975, 2) = 4.302653
     assert found["mean"] == pytest.approx(0.6) and found["std"] == pytest.approx(0.1)
     assert (found["low"], found["high"]) == pytest.approx((0.6 - 4.302653 * 0.1 / 3**0.5, 0.6 + 4.302653 * 0.1 / 3**0.5))
 
 
 @pytest.mark.parametrize("missing", [None, float("nan")])
 def test_a_class_absent_from_a_fold_does_not_count_there(missing):
-    found = folds.interval([0.5, missing, 0.7])
+    found = intervals.student([0.5, missing, 0.7])
     assert found["mean"] == pytest.approx(0.6) and found["high"] - found["mean"] == pytest.approx(12.706205 * 0.1 * 2**0.5 / 2**0.5)
     assert found["folds"][::2] == [0.5, 0.7] and np.isnan(found["folds"][1])
-    alone = folds.interval([missing, 0.5])
-    assert alone["mean"] == 0.5 and np.isnan(alone["low"]) and np.isnan(folds.interval([missing])["mean"])
+    alone = intervals.student([missing, 0.5])
+    assert alone["mean"] == 0.5 and np.isnan(alone["low"]) and np.isnan(intervals.student([missing])["mean"])
 
 
 def test_the_folds_leave_the_files_of_the_contract(finished):
     folder, _ = finished
-    kinds = "best_loss.pth best_iou.pth final.pth last.pth previous.pth training_plot.png training_log.csv per_class_iou.png metrics.json".split()
-    single = {f"fold{i}/unet-dropout_{kind}" for i in (1, 2, 3) for kind in kinds}
-    assert {str(path) for path in content(folder)} == single | {f"unet-dropout_kfold{ending}" for ending in ("_metrics.json", ".csv", ".png")}
+    kinds = ("best_loss.pth best_iou.pth final.pth last.pth previous.pth training_plot.png training_log.csv per_class_iou.png metrics.json confusion_matrix.png "
+             "reliability.png validation_panel.png validation_patches.csv summary.txt").split()
+    single = {f"fold{i}/{name}" for i in (1, 2, 3) for name in ["run.json", *(f"unet-dropout_{kind}" for kind in kinds)]}
+    assert {str(path) for path in content(folder)} == single | {f"unet-dropout_kfold{ending}" for ending in ("_metrics.json", ".csv", ".png", "_confusion_matrix.png")}
     assert (folder / "unet-dropout_kfold.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -100,7 +83,7 @@ def test_the_table_holds_each_folds_scores_and_their_intervals(finished):
     assert all(one["test"] is None for one in each)
     with open(folder / "unet-dropout_kfold.csv", newline="") as f:
         table = list(csv.DictReader(f))
-    assert [row["fold"] for row in table] == ["1", "2", "3", "mean", "std", "low", "high"]
+    assert [row["fold"] for row in table] == ["1", "2", "3", "mean", "std", "low", "high", "out_of_fold"]
     for key in ("mean_iou", "accuracy", "iou_class_0"):
         values = [float(row[key]) for row in table[:3]]
         assert float(table[3][key]) == pytest.approx(np.mean(values)) and float(table[4][key]) == pytest.approx(np.std(values, ddof=1))
@@ -111,7 +94,8 @@ def test_the_table_holds_each_folds_scores_and_their_intervals(finished):
 
 def test_each_fold_normalises_by_its_own_training_patches(root, finished):
     pairs = patchset.find_pairs(root, "train") + patchset.find_pairs(root, "validation")
-    for i, (train, _) in enumerate(folds.divide(pairs, 3, 42), 1):
+    class_pixels = {image: np.bincount(rasterio.open(label).read(1).ravel(), minlength=3) for image, label in pairs}
+    for i, (train, _) in enumerate(partition.divide(pairs, 3, 42, "random", class_pixels=class_pixels).folds, 1):
         seen = np.stack([rasterio.open(image).read(2) for image, _ in train])
         saved = checkpoint.load(finished[0] / f"fold{i}/unet-dropout_final.pth")
         assert saved["statistics"][1]["mean"] == pytest.approx(seen.mean()) and saved["normalization"]["offset"][1] == np.percentile(seen, 1)
@@ -192,12 +176,52 @@ def test_more_folds_than_patches_are_refused(script, root, tmp_path):
 @pytest.mark.parametrize("words, count, scored", [([], 7, True), (["train"], 5, True), (["train", "train"], 5, True), (["train", "validation", "test"], 9, False)])
 def test_the_folders_named_are_divided_and_test_is_scored_unless_it_is_among_them(root, tmp_path, monkeypatch, capsys, words, count, scored):
     seen = []
-    monkeypatch.setattr(training, "fit", lambda config, splits, *rest: seen.append(splits) or {"validation": {"mean_iou": 0.5, "mean_f1": 0.5, "accuracy": 0.5, "per_class": {}}})
-    monkeypatch.setattr(training, "test_ensemble", lambda configs, pairs, source, stop: {"pairs": len(pairs)})
-    found = cross_validate(root, tmp_path, **({"subdirectories": words} if words else {}))
+    monkeypatch.setattr(training, "fit", lambda config, splits, *rest: seen.append(splits) or {"validation": {}})
+    monkeypatch.setattr(training.folds, "conclude", lambda config, single, division, results, test, *rest: len(test))
+    tested = cross_validate(root, tmp_path, **({"subdirectories": words} if words else {}))
     held = [pair for splits in seen for pair in splits["validation"]]
-    assert len(held) == len(set(held)) == count and all(splits["test"] == [] for splits in seen)
-    assert found["test"] == ({"pairs": 2} if scored else None) and ("test      none" in capsys.readouterr().out) != scored
+    assert len(held) == len(set(held)) == count and all(splits["test"] == [] for splits in seen) and tested == (2 if scored else 0)
+
+
+def test_scores_out_of_fold_are_those_of_all_validation_pixels_at_once(finished):
+    folder, found = finished
+    matrix = sum(np.array(json.loads((folder / f"fold{i}/unet-dropout_metrics.json").read_text())["validation"]["confusion_matrix"]) for i in (1, 2, 3))
+    whole = found["out_of_fold"]
+    assert whole["confusion_matrix"] == matrix.tolist() and matrix.sum() == 7 * 32 * 32 and whole["patches"] == 7
+    iou = matrix.diagonal() / (matrix.sum(0) + matrix.sum(1) - matrix.diagonal())
+    assert [whole["per_class"][f"class_{i}"]["iou"] for i in range(3)] == pytest.approx(iou.tolist())
+    low, high = whole["intervals"]["mean_iou"]
+    assert low < whole["mean_iou"] < high
+    with open(folder / "unet-dropout_kfold.csv", newline="") as f:
+        assert float(list(csv.DictReader(f))[-1]["mean_iou"]) == whole["mean_iou"]
+    assert sum(part["pixels"] for part in whole["reliability"]) == matrix.sum() and found["division"]["by"] == "random"
+
+
+def test_summing_one_set_of_scores_gives_them_back(finished):
+    one = json.loads((finished[0] / "fold1/unet-dropout_metrics.json").read_text())["validation"]
+    again = files.without_nan(scoring.together([one], list(one["per_class"])))
+    assert again == {key: pytest.approx(value) if isinstance(value, float) else value for key, value in one.items() if key in again}
+
+
+def test_the_folds_together_are_one_model_in_prediction(script, root, finished, tmp_path):
+    """The map of all folds is the class of the highest mean probability, with each fold's own normalisation."""
+    folder, scene = finished[0], sorted(root.glob("test/images/*"))[0]
+    finals = [folder / f"fold{i}/unet-dropout_final.pth" for i in (1, 2, 3)]
+    status, out, err = script("Predict_large_image_v2", "--model", *finals, "--input", scene, "--output", tmp_path / "m.tif", "--patch_size", 32, "--overlap", 0, "--save_confidence")
+    assert status == 0 and "the mean of 3 networks" in out, err
+    pixels, total = rasterio.open(scene).read(), 0
+    for path in finals:
+        saved = checkpoint.load(path)
+        net = models.build_model("unet-dropout", 3, 3).eval()
+        net.load_state_dict(saved["model_state_dict"])
+        with torch.no_grad():
+            total = total + net(torch.from_numpy(Normalizer.from_dict(saved["normalization"])(pixels, np.zeros(pixels.shape, bool))[None])).softmax(1)[0] / 3
+    sure = total.max(0)
+    clear = (total.topk(2, 0).values.diff(dim=0).abs()[0] > 1e-3).numpy()
+    assert (rasterio.open(tmp_path / "m.tif").read(1) == sure.indices.numpy())[clear].all() and clear.mean() > 0.9
+    assert np.abs(rasterio.open(tmp_path / "m_confidence.tif").read(1) - sure.values.numpy()).max() < 1e-3
+    status, out, err = script("Predict_large_image_v2", "--model", folder, "--input", scene, "--output", tmp_path / "again.tif", "--patch_size", 32, "--overlap", 0)
+    assert status == 0 and (rasterio.open(tmp_path / "again.tif").read(1) == rasterio.open(tmp_path / "m.tif").read(1)).all(), err
 
 
 def test_a_folder_that_is_not_there_is_named(root, tmp_path):

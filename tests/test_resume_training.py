@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from tinypatches import FLAGS, REAL, change, config, rows, same_weights, saved, speckled, timeless
+from tinypatches import FLAGS, REAL, change, config, rows, same_weights, saved, speckled, telling, timeless
 
 import model_training_v2 as training
-from eoseg import checkpoint, files, runstate
+from eoseg import checkpoint, ending, files, judging, runstate
 from eoseg.errors import SetupError, Stopped
 from eoseg.source import open_splits
 from eoseg.stopping import Stopping
@@ -90,8 +90,8 @@ def test_another_seed_gives_another_run(root, whole, tmp_path):
 
 def interrupted(root, folder, monkeypatch, name, at, how, **options):
     """Train until the `at`-th call of `name`, before which `how` is called."""
-    calls, (module, attribute) = [], (training, name) if hasattr(training, name) else (runstate, name)
-    real = getattr(module, attribute)
+    calls, module = [], next(room for room in (training, runstate, judging, ending) if hasattr(room, name))
+    real = getattr(module, name)
 
     def stop(*arguments, **named):
         calls.append(1)
@@ -100,7 +100,7 @@ def interrupted(root, folder, monkeypatch, name, at, how, **options):
         return real(*arguments, **named)
 
     with monkeypatch.context() as patched, pytest.raises((Cut, Stopped)) as caught:
-        patched.setattr(module, attribute, stop)
+        patched.setattr(module, name, stop)
         training.train(config(root, folder, **options))
     return caught.value
 
@@ -110,7 +110,7 @@ def cut():
 
 
 @pytest.mark.parametrize("options", SETS)
-@pytest.mark.parametrize("name, at", [("epoch_line", 2), ("train_step", 4), ("save", 2), ("judge", 5), ("score_table", 1)])
+@pytest.mark.parametrize("name, at", [("epoch_line", 2), ("train_step", 4), ("save", 2), ("judge", 5), ("report", 1)])
 def test_a_run_cut_off_anywhere_ends_as_if_it_had_not_been(root, wholes, tmp_path, monkeypatch, options, name, at):
     interrupted(root, tmp_path, monkeypatch, name, at, cut, **SETS[options])
     training.train(config(root, tmp_path, **SETS[options], resume=True))
@@ -172,7 +172,7 @@ def test_when_the_best_network_cannot_be_written_no_state_says_it_was(root, whol
 
     with monkeypatch.context() as patched, pytest.raises(OSError):
         patched.setattr(checkpoint, "save", full)
-        patched.setattr(training, "evaluate", lambda run, loader, real=training.evaluate, **named: (lambda found: (found[0], found[1] | {"mean_iou": run.epoch / 10}))(real(run, loader, **named)))
+        patched.setattr(training, "evaluate", lambda run, loader, real=training.evaluate, **named: (lambda loss, tally: (loss, telling(tally, mean_iou=run.epoch / 10)))(*real(run, loader, **named)))
         training.train(config(root, tmp_path, **FEATURES))
     assert saved(tmp_path)["run"]["epoch"] == 1
 

@@ -10,14 +10,15 @@ import pytest
 import rasterio
 import torch
 from tinynet import Point
-from tinypatches import FLAGS, REAL, config, prepared, rows, same_weights, saved, speckled
+from tinypatches import FLAGS, REAL, config, prepared, rows, same_weights, saved, speckled, telling
 
 import model_training_v2 as training
-from eoseg import checkpoint, device, encoders, models
+from eoseg import checkpoint, device, encoders, files, judging, models
 from eoseg.config import TrainingConfig
 from eoseg.errors import SetupError
 
 ENDINGS = "best_loss.pth best_iou.pth final.pth training_plot.png training_log.csv per_class_iou.png metrics.json".split()
+MORE = "last.pth previous.pth confusion_matrix.png reliability.png validation_panel.png validation_patches.csv test_patches.csv summary.txt".split()
 
 
 @pytest.fixture(autouse=True)
@@ -43,15 +44,18 @@ def finished(root, tmp_path_factory):
 
 
 def test_a_run_leaves_exactly_the_files_of_the_contract_and_its_state(finished):
-    assert sorted(path.name for path in finished.iterdir()) == sorted(f"unet-dropout_{ending}" for ending in [*ENDINGS, "last.pth", "previous.pth"])
+    assert sorted(path.name for path in finished.iterdir()) == sorted(["run.json", *(f"unet-dropout_{ending}" for ending in [*ENDINGS, *MORE])])
     for picture in finished.glob("*.png"):
         assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 5000
 
 
 def test_the_log_has_a_row_an_epoch_and_the_contracts_columns(finished):
     table = rows(finished)
-    assert list(table[0]) == "epoch train_loss val_loss val_iou val_f1 val_accuracy learning_rate epoch_time iou_low iou_middle iou_high".split()
-    assert [row["epoch"] for row in table] == [str(i) for i in range(1, 11)] and all(float(value) >= 0 for row in table for value in row.values())
+    assert list(table[0])[:11] == "epoch train_loss val_loss val_iou val_f1 val_accuracy learning_rate epoch_time iou_low iou_middle iou_high".split()
+    assert [row["epoch"] for row in table] == [str(i) for i in range(1, 11)] and all(-1 <= float(value) for row in table for value in row.values())
+    more = {f"{split}_{key}" for split in ("train", "val") for key in ("iou", "f1", "precision", "recall", "accuracy", "kappa")} | {"val_boundary_iou", "val_ece"}
+    of_class = {f"{prefix}{key}_{name}" for prefix in ("", "train_") for key in ("iou", "f1", "precision", "recall", "accuracy", "kappa") for name in ("low", "middle", "high")}
+    assert set(table[0]) > more | of_class | {"boundary_iou_low"} and float(table[-1]["train_iou"]) > float(table[0]["train_iou"])
     assert float(table[-1]["train_loss"]) < 0.8 * float(table[0]["train_loss"])
 
 
@@ -93,6 +97,7 @@ def by_hand(root, folder, split):
 def test_the_scores_are_those_sklearn_finds_for_the_final_network(root, finished, split):
     from sklearn.metrics import (
         accuracy_score,
+        cohen_kappa_score,
         jaccard_score,
         precision_recall_fscore_support,
     )
@@ -104,7 +109,10 @@ def test_the_scores_are_those_sklearn_finds_for_the_final_network(root, finished
     assert found["accuracy"] == pytest.approx(accuracy_score(truth, called)) and found["accuracy"] > 0.5
     assert found["mean_iou"] == pytest.approx(iou.mean()) and found["mean_f1"] == pytest.approx(f1.mean())
     for i, name in enumerate(["low", "middle", "high"]):
-        assert found["per_class"][name] == pytest.approx({"iou": iou[i], "f1": f1[i], "precision": precision[i], "recall": recall[i], "support": support[i]})
+        wanted = {"iou": iou[i], "f1": f1[i], "precision": precision[i], "recall": recall[i], "support": support[i],
+                  "accuracy": np.mean((truth == i) == (called == i)), "kappa": cohen_kappa_score(truth == i, called == i)}
+        assert {key: found["per_class"][name][key] for key in wanted} == pytest.approx(wanted)
+    assert found["kappa"] == pytest.approx(cohen_kappa_score(truth, called))
 
 
 def test_the_metrics_hold_the_older_keys_and_the_log(finished):
@@ -116,8 +124,8 @@ def test_the_metrics_hold_the_older_keys_and_the_log(finished):
 
 def test_final_holds_the_best_weights_not_the_last_ones(root, tmp_path, monkeypatch):
     def judged(run, loader, real=training.evaluate, **named):
-        loss, scores = real(run, loader, **named)
-        return loss, scores | ({"mean_iou": (0.3, 0.9, 0.1)[run.epoch]} if run.epoch < 3 else {})
+        loss, tally = real(run, loader, **named)
+        return loss, telling(tally, mean_iou=(0.3, 0.9, 0.1)[run.epoch])
 
     monkeypatch.setattr(training, "evaluate", judged)
     training.train(config(root, tmp_path, epochs=3, save_csv=False, log_per_class=False))
@@ -189,9 +197,9 @@ def test_no_rate_however_high_leaves_a_broken_file(script, root, tmp_path, rate)
 
 @pytest.mark.parametrize("monitor", ["iou", "loss"])
 def test_a_run_stops_when_its_score_no_longer_rises(root, tmp_path, monkeypatch, capsys, monitor):
-    scores = {"mean_iou": 0.5, "mean_f1": 0.5, "accuracy": 0.5, "absent": [], "per_class": {}}
     losses = itertools.chain([3.0, 2.0], itertools.repeat(2.5))
-    monkeypatch.setattr(training, "evaluate", lambda run, loader, **named: (next(losses), dict(scores)))
+    real = training.evaluate
+    monkeypatch.setattr(training, "evaluate", lambda run, loader, **named: (next(losses), telling(real(run, loader, **named)[1], mean_iou=0.5)))
     training.train(config(root, tmp_path, epochs=9, patience=3, monitor=monitor, log_per_class=False))
     table = rows(tmp_path)
     assert len(table) == (4 if monitor == "iou" else 5) and f"stopped   3 epochs without a better {monitor}" in capsys.readouterr().out
@@ -256,12 +264,12 @@ def test_what_fits_in_no_part_names_the_way_out(script, root, tmp_path, monkeypa
 
 
 def test_memory_short_in_validation_alone_changes_no_training(root, tmp_path, monkeypatch, capsys):
-    def judge(run, net, image, target, real=training.judge):
+    def judge(run, net, image, target, calibration, real=judging.judge):
         if min(run.judged_part, len(image)) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(run, net, image, target)
+        return real(run, net, image, target, calibration)
 
-    monkeypatch.setattr(training, "judge", judge)
+    monkeypatch.setattr(judging, "judge", judge)
     training.train(config(root, tmp_path, batch_size=4))
     assert (saved(tmp_path)["run"]["part"], saved(tmp_path)["run"]["judged_part"]) == (4, 1) and "in validation; it is computed in parts of 1" in capsys.readouterr().out
 
@@ -270,8 +278,8 @@ def test_validation_is_cut_into_parts_too(root, tmp_path, monkeypatch):
     run, loaders = training.prepare(*prepared(root, tmp_path, batch_size=4, loss_type="ce"))
     whole = training.evaluate(run, loaders[1])
     run.judged_part = 2
-    loss, scores = training.evaluate(run, loaders[1])
-    assert scores == whole[1] and loss == pytest.approx(whole[0], rel=1e-2)  # averaged over pixels here, over their weights within a part
+    loss, tally = training.evaluate(run, loaders[1])
+    assert files.without_nan(tally.scores(run.names)) == files.without_nan(whole[1].scores(run.names)) and loss == pytest.approx(whole[0], rel=1e-2)  # averaged over pixels here, over their weights within a part
 
 
 @pytest.mark.parametrize("words", [{}, {"label_smoothing": 0.1}, {"use_class_weights": False}, {"loss_type": "focal"}])
@@ -286,8 +294,8 @@ def test_batches_of_a_step_and_parts_of_a_batch_give_the_gradient_of_the_whole(r
         run, _ = training.prepare(*prepared(root, tmp_path, **{"loss_type": "ce", "optimizer": "sgd", "learning_rate": 0.1} | words))
         run.net, run.part = Point(3, 3), part
         run.optimizer = torch.optim.SGD(run.net.parameters(), lr=0.1)
-        loss, labelled = training.train_step(run, [(x, y, None) for x, y in zip(image.split(batches), target.split(batches))])
-        assert labelled == (target != 255).sum()
+        loss, seen = training.train_step(run, [(x, y, None) for x, y in zip(image.split(batches), target.split(batches))])
+        assert seen[:-1].sum() == (target != 255).sum() and seen[-1].sum() == (target == 255).sum()
         found.append((loss.item(), run.net.conv.weight.detach().clone()))
     for loss, weight in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-6) and torch.allclose(weight, found[0][1], rtol=1e-5, atol=1e-7)
@@ -328,7 +336,8 @@ def test_gradients_that_no_scale_makes_finite_end_the_run(root, tmp_path):
 def test_a_step_that_the_scaler_passed_over_counts_nowhere(root, tmp_path, monkeypatch):
     run, loaders = training.prepare(*prepared(root, tmp_path, use_amp=True, amp_dtype="fp16"))
     found = iter([(float("nan"), 1000), (0.5, 10), (0.8, 20)])
-    monkeypatch.setattr(training, "train_step", lambda run, batches: tuple(map(torch.tensor, next(found))))
+    pixels = lambda count: torch.tensor([[count, 0, 0], [0] * 3, [0] * 3, [5] * 3])  # of class 0, and ignored ones
+    monkeypatch.setattr(training, "train_step", lambda run, batches: (lambda loss, count: (torch.tensor(loss), pixels(count)))(*next(found)))
     assert training.train_epoch(run, loaders[0]) == pytest.approx((0.5 * 10 + 0.8 * 20) / 30)
 
 
@@ -352,9 +361,9 @@ def test_what_could_not_be_written_ends_the_run_at_the_next_step(root, tmp_path)
 
 
 def test_a_score_that_stops_rising_lets_the_encoder_go_before_it_ends_the_run(root, tmp_path, monkeypatch, capsys):
-    scores = {"mean_iou": 0.5, "mean_f1": 0.5, "accuracy": 0.5, "absent": [], "per_class": {}}
     losses = itertools.count(9, -0.1)  # falls all the time
-    monkeypatch.setattr(training, "evaluate", lambda run, loader, **named: (next(losses), dict(scores)))
+    real = training.evaluate
+    monkeypatch.setattr(training, "evaluate", lambda run, loader, **named: (next(losses), telling(real(run, loader, **named)[1], mean_iou=0.5)))
     training.train(config(root, tmp_path, epochs=20, unfreeze_on_plateau=2, patience=3, log_per_class=False))
     out = capsys.readouterr().out
     assert out.index("epoch   4/20") < out.index("let go") < out.index("epoch   5/20") and len(rows(tmp_path)) == 7
@@ -380,13 +389,13 @@ def test_the_average_of_the_weights_is_what_is_validated_and_kept(root, tmp_path
     scores = json.loads((tmp_path / "unet-dropout_metrics.json").read_text())["validation"]
     run, loaders = training.prepare(*prepared(root, tmp_path))
     run.net.load_state_dict(final["model_state_dict"])
-    assert training.evaluate(run, loaders[1])[1]["mean_iou"] == scores["mean_iou"]
+    assert training.evaluate(run, loaders[1])[1].scores(run.names)["mean_iou"] == scores["mean_iou"]
 
 
 def test_a_stalled_validation_loss_lets_the_encoder_go_at_a_lower_rate(root, tmp_path, monkeypatch, capsys):
-    scores = {"mean_iou": 0.5, "mean_f1": 0.5, "accuracy": 0.5, "absent": [], "per_class": {}}
     losses = itertools.chain([3.0, 2.0], itertools.repeat(2.5))
-    monkeypatch.setattr(training, "evaluate", lambda run, loader, **named: (next(losses), dict(scores)))
+    real = training.evaluate
+    monkeypatch.setattr(training, "evaluate", lambda run, loader, **named: (next(losses), telling(real(run, loader, **named)[1], mean_iou=0.5)))
     moved = []
 
     def watch(run, *rest, real=training.remember):
@@ -442,7 +451,7 @@ def test_binary_networks_have_one_logit_and_learn_with_every_loss(root, tmp_path
         trained.append(training.train_epoch(run, loaders[0]))
     first, *_, last = trained
     assert 0 < last < first
-    _, scores = training.evaluate(run, loaders[1])
+    scores = training.evaluate(run, loaders[1])[1].scores(run.names)
     assert scores["per_class"].keys() == {"class_0", "class_1"} and 0 <= scores["mean_iou"] <= 1
 
 

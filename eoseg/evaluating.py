@@ -1,0 +1,212 @@
+"""--evaluate: trained networks on any folder of patches, without training. Scores, pictures, and the patches they do worst on."""
+
+import dataclasses as dc
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from eoseg import checkpoint, files, georef, intervals, network, patchscores, patchset, raster, scoreplots
+from eoseg import source as sources
+from eoseg.calibrating import calibrate
+from eoseg.config import PredictionConfig, TrainingConfig
+from eoseg.device import autocast
+from eoseg.errors import SetupError, listing
+from eoseg.flags import flag_of
+from eoseg.judging import assess, patches_of
+from eoseg.metrics import count_pairs
+from eoseg.panel import Panel
+from eoseg.stopping import Stopping
+from eoseg.tracking import bar, calibration_line, score_table
+
+WORST = 12  # patches that are drawn
+MATRICES = 2**24  # numbers: confusion matrices of single patches that are held for the intervals of areas
+OF_THE_PATCHES = ("dataset_root", "patch_subdir", "label_map", "label_nodata", "cache", "workers", "batch_size", "device", "use_amp", "save_dir", "overwrite", "calibrate",
+                  "threshold", "temperature", "evaluate", "split", "debug")  # what may be told beside a checkpoint
+
+
+def evaluate(paths, split, given):
+    """Judge the network of one checkpoint, or the mean of several, on the patches of `split`; write what is found to a folder.
+
+    Args:
+        paths: of checkpoints. split: a folder under the dataset root that holds images/ and labels/. given: dict of the options that were typed.
+    Returns:
+        the scores.
+    Raises:
+        SetupError: options that contradict the checkpoint or have no say here, patches that do not fit it, or results that are there already.
+    """
+    with Stopping() as stop:
+        between = lambda: stop.leave_if_asked("stopped; nothing was written")
+        options = PredictionConfig(**{key: given[key] for key in ("device", "use_amp", "threshold", "temperature") if key in given})
+        path, _ = checkpoint.find(paths[0])
+        saved = checkpoint.load(network.folds_of(path)[0] if network.folds_of(path) else path)["config"]
+        check_given(given, saved, path)
+        config = config_of(given, saved, path)
+        folder = Path(given.get("save_dir", path.parent)) / f"{path.stem}_{split}"
+        if folder.exists() and any(folder.iterdir()) and not config.overwrite:
+            raise SetupError(f"--evaluate: {folder} holds results already; give --overwrite to replace them, or another --save_dir.")
+        if config.calibrate:
+            recalibrate(paths, config, options, stop)
+        trained = network.load_all(paths, options)
+        pairs, source = open_split(trained, split, config)
+        return judged(trained, split, pairs, source, config, folder, between)
+
+
+def check_given(given, saved, path):
+    """Refuse what contradicts the checkpoint, and what has no say in an evaluation."""
+    if "calibrate" in given and {"temperature", "threshold"} & given.keys():
+        raise SetupError("--calibrate: finds temperature and threshold itself; leave --temperature and --threshold out.")
+    flags = {field.name: flag_of(field) for field in dc.fields(TrainingConfig)}
+    for key in given.keys() - set(OF_THE_PATCHES):
+        if key not in saved:
+            raise SetupError(f"{flags.get(key, '--' + key)}: has no say in --evaluate; leave it out.")
+        theirs = 2 if key == "num_classes" and saved.get("mode") == "binary" else saved[key]
+        if given[key] not in (saved[key], theirs):
+            raise SetupError(f"{flags.get(key, '--' + key)} {given[key]}: {path} was trained with {saved[key]}; leave the flag out, or name another checkpoint.")
+
+
+def config_of(given, saved, path):
+    """A TrainingConfig that describes the patches: what was typed, then what the checkpoint was trained with."""
+    mine = {key: given[key] for key in OF_THE_PATCHES if key in given and key in TrainingConfig.__dataclass_fields__}
+    kept = {key: saved[key] for key in ("dataset_root", "patch_subdir", "label_map", "label_nodata", "bands", "patch_size", "batch_size", "use_amp") if saved.get(key) is not None}
+    told = kept | mine
+    if "dataset_root" not in told:
+        raise SetupError(f"--dataset_root: {path} does not say on what it was trained; name the folder of the patches.")
+    return TrainingConfig(**{"model_name": "unet", "cache": "auto", "overwrite": False} | told)
+
+
+def open_split(trained, split, config):
+    """The pairs of a split, and their source.Source, held against what the network knows."""
+    config.mode, config.num_classes = ("binary", 1) if trained.binary else ("multiclass", len(trained.class_names))
+    config.class_names = trained.class_names
+    root = patchset.find_root(config.dataset_root, config.patch_subdir, split, "--split")
+    named = patchset.load_metadata(root, required=False).get("class_names")
+    if named and sorted(named) == sorted(trained.class_names) and named != trained.class_names and not config.label_map:
+        raise SetupError(f"--dataset_root {root}: its classes are {listing(named, 20)}, those of the network {listing(trained.class_names, 20)}: the same in another order; "
+                         "give --label_map NAME=NUMBER ... to say which is which.")
+    splits, problems = patchset.match_splits(root, [split])
+    if not splits[split] and not problems:
+        raise SetupError(f"--split {split}: {root / split} holds no patches; name another.")
+    source = sources.open_source(config, root, splits[split], problems, bar)
+    mine = source.bands.names
+    if len(mine) != trained.in_channels:
+        raise SetupError(f"--dataset_root {root}: its patches have {len(mine)} bands ({listing(mine, 13)}), the network takes {trained.in_channels} "
+                         f"({listing(network.bands_of(trained), 13)}); extract them with the same bands.")
+    if trained.input and mine != trained.input["names"]:
+        print(f"warning: {root}: bands {listing(mine, 13)} are taken by place for {listing(trained.input['names'], 13)}; if they are other bands, the scores are wrong")
+    if not sum(counts.sum() for counts in source.survey.class_pixels.values()):
+        raise SetupError(f"--split {split}: not one pixel of its patches is labelled; check --label_map and the label files.")
+    return splits[split], source
+
+
+def recalibrate(paths, config, options, stop):
+    """Fit each checkpoint's temperature and threshold on validation patches, and store them in it."""
+    between = lambda: stop.leave_if_asked("stopped; the checkpoint is as it was")
+    for path in [one for path in paths for one in (network.folds_of(path) or [checkpoint.find(path)[0]])]:
+        saved = checkpoint.load(path)
+        if not saved["normalization"]:
+            raise SetupError(f"--calibrate: {path} is of the older system and holds no statistics to be kept with; train it anew.")
+        plain = PredictionConfig(device=options.device, use_amp=options.use_amp, temperature=1.0, threshold=0.5)
+        one = network.load(path, plain, say=lambda line: None)
+        pairs, source = open_split(one, "validation", config)
+        found = calibrate(*forward_of(one, pairs, source, config), len(pairs), len(one.class_names), "validation", between)
+        checkpoint.save(path, **{key: value for key, value in saved.items() if key not in ("format", "calibration")}, calibration=found)
+        print(f"{calibration_line(found)}, stored in {path}")
+
+
+def forward_of(one, pairs, source, config):
+    """What gives a network's logits, and the batches it takes."""
+    def forward(image):
+        with autocast(one.device, one.amp_dtype):
+            return one.net(image.to(memory_format=torch.channels_last))
+
+    def batches():
+        for pixels, holes, target, indices in patches_of(one, pairs, source, config.batch_size, 0).raw():
+            yield one.normalised(pixels, holes), target, indices
+
+    return forward, batches()
+
+
+# ---------------------------------------------------------------- judging
+
+
+class Ground:
+    """Watches what is called where: the mapped area of each class, on labelled and unlabelled pixels, and each patch's confusion matrix."""
+
+    def __init__(self, pairs, source, classes):
+        self.pairs, self.source, self.classes = pairs, source, classes
+        self.mapped, self.placed = np.zeros(classes), True
+        self.matrices = np.zeros((len(pairs), classes, classes), np.int64) if len(pairs) * classes**2 <= MATRICES else None
+
+    def __call__(self, classes, confidence, indices):
+        for called, index in zip(classes.cpu(), indices):
+            image = self.pairs[index][0]
+            _, holes, target = self.source.fetch(self.pairs[index])
+            rows, cols = target.shape
+            valid = torch.ones(target.shape, dtype=torch.bool) if holes is None else torch.from_numpy(~holes.all(0))
+            place = raster.header(image)
+            areas = georef.pixel_areas(place.transform, place.crs, rows, cols)
+            self.placed &= areas is not None
+            areas = np.ones(rows) if areas is None else areas / 1e4
+            self.mapped += np.bincount(called[:rows, :cols][valid], np.repeat(areas, cols).reshape(rows, cols)[valid.numpy()], self.classes)
+            if self.matrices is not None:
+                self.matrices[index] = count_pairs(called[:rows, :cols], torch.from_numpy(target.astype(np.int64)), self.classes)[:-1].numpy()
+
+    def table(self, matrix, names):
+        """Area of each class as mapped and as estimated, with standard error and limits; in hectares, or pixels where the place on Earth is unknown."""
+        area, error, low, high = intervals.areas(matrix, self.mapped)
+        by_patch = intervals.areas_by_patch(self.matrices, self.mapped) if self.matrices is not None else np.full((2, len(names)), np.nan)
+        columns = {"mapped": self.mapped, "estimated": area, "standard_error": error, "low": low, "high": high, "low_over_patches": by_patch[0], "high_over_patches": by_patch[1]}
+        return {"unit": "hectares" if self.placed else "pixels", "per_class": {name: {key: float(values[i]) for key, values in columns.items()} for i, name in enumerate(names)}}
+
+
+def judged(trained, split, pairs, source, config, folder, between):
+    """Judge, write, and say what was found. Returns the scores."""
+    names, ground = trained.class_names, Ground(pairs, source, len(trained.class_names))
+    print(f"patches   {split} {len(pairs)}; {source.root / split}")
+    tally = assess(trained, pairs, source, config.batch_size, config.workers or 0, between, ground)
+    scores = tally.scores(names, intervals=True) | {"areas": ground.table(tally.confusion.matrix, names)}
+    bad = patchscores.worst(tally.margins.cpu(), WORST)
+    panel = Panel([pairs[i] for i in bad], range(len(bad)), source)
+    if bad:
+        assess(trained, [pairs[i] for i in bad], source, config.batch_size, 0, between, panel)
+    text = f"{listing([one.path for one in trained.members], 5)} on {split}, {len(pairs)} patches\n{score_table(scores)}\n{area_table(scores['areas'])}\n"
+    print(text, end="")
+    files.write_json(folder / "metrics.json", {"checkpoints": [one.path for one in trained.members], "split": split, "dataset_root": str(source.root), "patches": len(pairs),
+                     "temperature": [one.temperature for one in trained.members], "threshold": trained.threshold if trained.binary else None, split: scores})
+    files.write_csv(folder / "classes.csv", class_rows(scores))
+    patchscores.write(folder / "patches.csv", pairs, tally.margins.cpu(), names)
+    files.write_text(folder / "summary.txt", text)
+    title = f"{Path(trained.path).stem} on {split}"
+    scoreplots.draw_confusion(scores["confusion_matrix"], names, folder / "confusion_matrix.png", title)
+    scoreplots.draw_reliability(scores["reliability"], scores["ece"], folder / "reliability.png", title)
+    files.remove(folder / "worst_patches.png")
+    if bad:
+        right = patchscores.accuracy(tally.margins.cpu())
+        scoreplots.draw_panel(panel.shown({place: f"{right[i]:.0%} right" for place, i in enumerate(bad)}), names, folder / "worst_patches.png", f"{title}: the worst patches")
+    print(f"wrote     {folder}: {', '.join(sorted(path.name for path in folder.iterdir() if not path.name.startswith('.')))}")
+    return scores
+
+
+def class_rows(scores):
+    """A row per class with all its scores and limits, and one for all together."""
+    limits = lambda key: dict(zip((f"{key.partition('_')[0]}_low", f"{key.partition('_')[0]}_high"), scores["intervals"][key]))
+    rows = []
+    for name, part in scores["per_class"].items():
+        row = {"class": name, **part, **{key: value for score in ("iou", "f1", "precision", "recall") for key, value in limits(f"{score}_{name}").items()}}
+        rows.append(row | {f"area_{key}": value for key, value in scores["areas"]["per_class"][name].items()})
+    low, high = scores["intervals"]["mean_iou"]
+    whole = {"iou": scores["mean_iou"], "f1": scores["mean_f1"], "precision": scores["mean_precision"], "recall": scores["mean_recall"], "iou_low": low, "iou_high": high,
+             **{key: scores[key] for key in ("accuracy", "kappa", "boundary_iou")}, "support": sum(row["support"] for row in rows)}
+    return [*rows, {"class": "all (means; accuracy and kappa of all pixels)", **whole}]
+
+
+def area_table(areas):
+    """Mapped and estimated areas, a class per line."""
+    lines = [f"  areas in {areas['unit']}: as mapped; freed from the map's bias (Olofsson et al. 2014), 95 % over pixels; 95 % over patches"]
+    for name, part in areas["per_class"].items():
+        lines.append(f"  {name:<16}{part['mapped']:>14,.1f}{part['estimated']:>14,.1f}  {part['low']:,.1f} to {part['high']:,.1f};  "
+                     f"{part['low_over_patches']:,.1f} to {part['high_over_patches']:,.1f}")
+    return "\n".join([*lines, *textwrap.wrap("Neighbouring pixels are not independent: trust the wider interval. Both hold for the region these patches were drawn from at random.", 110,
+                                            initial_indent="  ", subsequent_indent="  ")])

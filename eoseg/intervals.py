@@ -1,0 +1,105 @@
+"""How far a figure can be trusted: intervals over patches, over folds, and of areas."""
+
+import numpy as np
+
+from eoseg.scoring import OF_ALL, from_margins
+
+RESAMPLES = 1000
+AT_ONCE = 2 * 10**6  # draws held in memory together
+
+
+def bootstrap(margins, names, seed=0, level=0.95):
+    """Percentile intervals of scores, by drawing patches anew with replacement.
+
+    Patches that resemble their neighbours make the interval too narrow: it says how far other patches of the same kind would
+    differ, not other regions.
+
+    Args:
+        margins: (P, 3, C) pixels right, true and called of each class in each patch. names: of the classes.
+    Returns:
+        dict score -> [low, high]: OF_ALL, and `iou_NAME f1_NAME precision_NAME recall_NAME` of each class; NaN where fewer than
+        two patches hold something labelled.
+    Source:
+        Efron 1979, "Bootstrap methods: another look at the jackknife".
+    """
+    margins = np.asarray(margins)
+    margins = margins[margins[:, 1].sum(1) > 0]
+    count, (_, rows, classes) = len(margins), margins.shape
+    flat, sums = margins.reshape(count, rows * classes).astype(float), []
+    rng = np.random.default_rng(seed)
+    step = max(1, min(RESAMPLES, AT_ONCE // max(count, 1)))
+    for first in range(0, RESAMPLES if count > 1 else 0, step):
+        draws = min(step, RESAMPLES - first)
+        drawn = rng.integers(count, size=(draws, count)) + np.arange(draws)[:, None] * count
+        sums.append(np.bincount(drawn.ravel(), minlength=draws * count).reshape(draws, count).astype(float) @ flat)
+    if not sums:
+        sums = [np.full((1, rows * classes), np.nan)]
+    found = from_margins(*np.concatenate(sums).reshape(-1, rows, classes).swapaxes(0, 1))
+    columns = {key: found[key] for key in OF_ALL}
+    columns |= {f"{key}_{name}": found[key][:, i] for i, name in enumerate(names) for key in ("iou", "f1", "precision", "recall")}
+    return {key: spread_of(values, level) for key, values in columns.items()}
+
+
+def spread_of(values, level):
+    """The quantiles between which `level` of the values lie, NaN not counted."""
+    known = values[~np.isnan(values)]
+    return np.quantile(known, [(1 - level) / 2, (1 + level) / 2]).tolist() if len(known) else [float("nan")] * 2
+
+
+def student(values, level=0.95):
+    """Mean and Student's t interval of a few scores; those that are NaN or None (a class absent from a fold) do not count.
+
+    Returns:
+        dict folds, mean, std, low, high; the interval is NaN with fewer than two values, and may reach beyond 0 and 1 with few that differ much.
+    """
+    from scipy import stats
+
+    values = [float("nan") if value is None else float(value) for value in values]  # scores read back from JSON
+    known = np.array([value for value in values if value == value])
+    mean = float(known.mean()) if len(known) else float("nan")
+    std = float(known.std(ddof=1)) if len(known) > 1 else float("nan")
+    half = float(stats.t.ppf((1 + level) / 2, len(known) - 1) * std / np.sqrt(len(known))) if len(known) > 1 else float("nan")
+    return {"folds": values, "mean": mean, "std": std, "low": mean - half, "high": mean + half}
+
+
+def areas(matrix, mapped, level=0.95):
+    """Area of each class, freed from the bias of the map, with its standard error: the stratified estimator.
+
+    Args:
+        matrix: (C, C) sampled units, rows the truth, columns the map's class. mapped: (C,) area of each class on the map, in any unit.
+    Returns:
+        area, error (standard) and the limits low and high of the interval, each (C,), in the unit of `mapped`. NaN when a class that is mapped
+        was not sampled; the error also when it was sampled but once.
+    Source:
+        Olofsson et al. 2014, "Good practices for estimating area and assessing accuracy of land change", Remote Sensing of
+        Environment 148, equations 9 to 11. It takes sampled units for independent: neighbouring pixels are not, and the
+        interval is then too narrow.
+    """
+    from scipy import stats
+
+    counts, mapped = np.asarray(matrix, float).T, np.asarray(mapped, float)  # rows the map's class, as in the paper
+    counts, weights = counts[mapped > 0], mapped[mapped > 0] / mapped.sum()
+    sampled = counts.sum(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = counts / sampled[:, None]
+        area = mapped.sum() * (weights[:, None] * shares).sum(0)
+        error = mapped.sum() * np.sqrt((weights[:, None] ** 2 * shares * (1 - shares) / (sampled[:, None] - 1)).sum(0))
+    half = stats.norm.ppf((1 + level) / 2) * error
+    return area, error, np.maximum(area - half, 0), area + half
+
+
+def areas_by_patch(matrices, mapped, seed=0, level=0.95):
+    """Limits of the same areas when whole patches are drawn anew: neighbouring pixels tell the same, patches less so.
+
+    Args:
+        matrices: (P, C, C) counts of each patch, as `areas` takes their sum. mapped: (C,).
+    Returns:
+        (C,) low and (C,) high; NaN with fewer than two patches.
+    """
+    matrices = np.asarray(matrices, float)
+    count, classes = len(matrices), matrices.shape[-1]
+    if count < 2:
+        return np.full((2, classes), np.nan)
+    rng = np.random.default_rng(seed)
+    drawn = [areas(matrices[rng.integers(count, size=count)].sum(0), mapped)[0] for _ in range(RESAMPLES)]
+    return np.array([spread_of(np.array([one[i] for one in drawn]), level) for i in range(classes)]).T

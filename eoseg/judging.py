@@ -1,0 +1,82 @@
+"""How good a network is on a set of patches: in the training loop, and as a checkpoint."""
+
+from contextlib import closing
+
+import torch
+
+from eoseg import data
+from eoseg.coding import IGNORE
+from eoseg.deciding import decide, probabilities
+from eoseg.device import autocast
+from eoseg.guarding import fitting
+from eoseg.metrics import Tally
+from eoseg.network import averaged, network_size
+
+
+def parted(image, target, most):
+    """A batch in even parts of at most `most` patches."""
+    count = -(-len(image) // most)
+    return list(zip(image.tensor_split(count), target.tensor_split(count)))
+
+
+@torch.inference_mode()
+def evaluate(run, loader, between=lambda: None, calibration=None, watch=None):
+    """Judge the network of a run as it is.
+
+    Args:
+        between: called after every batch. calibration: dict of temperature and threshold; None: as it was trained.
+        watch: called with classes and confidence (N, H, W) and the indices of each batch; None: nobody looks.
+    Returns:
+        the loss, averaged over labelled pixels, and a metrics.Tally.
+    """
+    net, total = run.judged.eval(), torch.zeros_like(run.total)
+    tally = Tally(len(run.names), run.device, len(loader.patches), run.about["patch_size"])
+    with closing(loader.epoch()) as batches:
+        for image, target, indices in batches:
+            sums, classes, confidence = fitting(run, "judged_part", lambda: judge(run, net, image, target, calibration or {}))
+            total += sums
+            tally.add(classes, confidence, target, indices)
+            if watch:
+                watch(classes, confidence, indices)
+            between()
+    return (total[0] / total[1].clamp(min=1)).item(), tally
+
+
+def judge(run, net, image, target, calibration):
+    """Loss times labelled pixels and their number, (2,); the classes and the confidence, both (N, H, W), of a batch."""
+    sums, found = torch.zeros_like(run.total), []
+    for part, truth in parted(image, target, run.judged_part):
+        with autocast(run.device, run.amp_dtype):
+            logits = net(part)
+        labelled = (truth != IGNORE).sum()
+        sums += torch.stack([run.loss(logits, truth) * labelled, labelled])
+        probability = probabilities(logits, run.config.mode == "binary", calibration.get("temperature", 1.0))
+        found.append(decide(probability, calibration.get("threshold", 0.5)))
+    return sums, *map(torch.cat, zip(*found))
+
+
+@torch.inference_mode()
+def assess(network, pairs, source, batch_size, workers=0, between=lambda: None, watch=None):
+    """Judge a network.Network, or several that are averaged, on patches. Each normalises by its own statistics.
+
+    Args:
+        pairs: list of (image, label). source: the source.Source they are of. between, watch: as `evaluate`.
+    Returns:
+        a metrics.Tally.
+    """
+    loader = patches_of(network, pairs, source, batch_size, workers)
+    tally = Tally(len(network.class_names), network.device, len(pairs), source.largest)
+    with closing(loader.raw()) as batches:
+        for pixels, holes, target, indices in batches:
+            probability = averaged([one.probabilities(one.normalised(pixels, holes)) for one in network.members])
+            classes, confidence = decide(probability, network.threshold)
+            tally.add(classes, confidence, target, indices)
+            if watch:
+                watch(classes, confidence, indices)
+            between()
+    return tally
+
+
+def patches_of(network, pairs, source, batch_size, workers):
+    """A data.Loader of whole patches, as large as all members of `network` want them."""
+    return data.Loader(data.Patches(pairs, source.fetch, None, network_size(network, source.largest)), batch_size, network.normalizer, network.device, workers)
