@@ -139,6 +139,7 @@ def go_on(run, loaders, saved, path, owner):
         run.finished = False
         print(f"resumed   after epoch {run.epoch}" + (f" and {run.step} steps" if run.step else "") + f", best validation IoU {run.best_iou:.4f}")
     clear(owner)
+    run.artist([])  # so that it is ready when the first epoch is over
     run.stop.patient, run.saved = True, time.monotonic()
     while run.epoch < config.epochs and run.waited < config.patience:
         one_epoch(run, *loaders[:2])

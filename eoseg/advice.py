@@ -84,7 +84,7 @@ def of_the_classes(config, scores, shares):
 def of_the_scores(config, validation, test):
     """Trust: too few patches, and confidence that is not to be believed."""
     low, high = validation["intervals"]["mean_iou"]
-    if validation["patches"] < 10 or high - low > 0.2:
+    if config.val_strategy == "split" and (validation["patches"] < 10 or high - low > 0.2):
         yield f"{validation['patches']} validation patch{'es are' if validation['patches'] != 1 else ' is'} too few to choose by: --val_strategy kfold"
     if (test or validation)["ece"] > 0.05 and not config.calibrate:
         yield f"confidence is off by {(test or validation)['ece']:.2f} on average: --calibrate"

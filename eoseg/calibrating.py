@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from eoseg.coding import IGNORE
+from eoseg.deciding import decide, probabilities
 from eoseg.scoring import STEPS, bins_of, calibration_error
 
 MOST = 2_000_000  # pixels that are drawn, evenly over patches
@@ -37,13 +38,17 @@ def calibrate(forward, batches, patches, classes, split, between=lambda: None):
                 truth.append(labels.flatten()[some].cpu())
             between()
     logits, truth = torch.cat(logits), torch.cat(truth)
-    binary = logits.shape[1] == 1
-    found = {"temperature": fit_temperature(logits, truth), "split": split, "pixels": len(truth)}
-    both = [certain(logits / temperature, truth, binary) for temperature in (1.0, found["temperature"])]
-    found |= {"nll": [loss_at(logits, truth, temperature) for temperature in (1.0, found["temperature"])], "ece": [calibration_error(bins_of(one)) for one in both]}
-    if binary:
-        found["threshold"], found["iou"] = best_threshold((logits / found["temperature"]).sigmoid()[:, 0].numpy(), truth.numpy())
+    both = 1.0, fit_temperature(logits, truth)
+    found = {"temperature": both[1], "split": split, "pixels": len(truth), "nll": [loss_at(logits, truth, temperature) for temperature in both]}
+    found["ece"] = [calibration_error(bins_of(certain(probabilities_of(logits, temperature), truth))) for temperature in both]
+    if logits.shape[1] == 1:
+        found["threshold"], found["iou"] = best_threshold(probabilities_of(logits, both[1]).flatten().numpy(), truth.numpy())
     return found
+
+
+def probabilities_of(logits, temperature):
+    """Probabilities of (n, C) logits as prediction has them, (n, C, 1, 1); C of 1 is binary."""
+    return probabilities(logits[..., None, None], logits.shape[1] == 1, temperature)
 
 
 def loss_at(logits, truth, temperature):
@@ -57,17 +62,16 @@ def loss_at(logits, truth, temperature):
 
 
 def fit_temperature(logits, truth):
-    """The temperature of least loss, between COLDEST and HOTTEST."""
+    """The temperature of least loss, between COLDEST and HOTTEST; 1 where none is better."""
     from scipy.optimize import minimize_scalar
 
     found = minimize_scalar(lambda power: loss_at(logits, truth, float(np.exp(power))), bounds=np.log([COLDEST, HOTTEST]), method="bounded", options={"xatol": 1e-3})
-    return float(np.exp(found.x))
+    return float(np.exp(found.x)) if found.fun < loss_at(logits, truth, 1.0) else 1.0
 
 
-def certain(logits, truth, binary):
-    """(STEPS + 1, 2) pixels by confidence, wrong and right, as `scoring.bins_of` takes them."""
-    one = logits.sigmoid()[:, 0]
-    confidence, called = (torch.where(one >= 0.5, one, 1 - one), (one >= 0.5).long()) if binary else logits.softmax(1).max(1)
+def certain(probability, truth):
+    """(STEPS + 1, 2) pixels by confidence, wrong and right, as `scoring.bins_of` takes them; from (n, C, 1, 1) and (n,)."""
+    called, confidence = (part.flatten() for part in decide(probability))
     steps = (confidence * STEPS).round().long() * 2 + (called == truth)
     return torch.bincount(steps, minlength=2 * (STEPS + 1)).view(-1, 2).numpy()
 

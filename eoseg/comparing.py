@@ -198,8 +198,8 @@ def table(rows):
         columns[f"{head} mean IoU"] = [with_interval(row, f"{split}_mean_iou") for row in rows]
         columns[f"{head} {class_1}"] = [with_interval(row, f"{split}_iou_{row['class_1']}") if "class_1" in row else "" for row in rows]
     columns["params (M)"] = [f"{row['parameters'] / 1e6:.1f}" if "parameters" in row else "" for row in rows]
-    for head, key in (("GFLOPs", "gflops"), ("epoch (s)", "epoch_seconds"), ("peak (MB)", "peak_memory_mb")):
-        columns[head] = [f"{row[key]:,.{0 if key == 'peak_memory_mb' else 1}f}" if key in row else "" for row in rows]
+    for head, key, look in (("GFLOPs", "gflops", ".2f"), ("epoch (s)", "epoch_seconds", ".1f"), ("peak (MB)", "peak_memory_mb", ",.0f")):
+        columns[head] = [f"{row[key]:{look}}" if key in row else "" for row in rows]
     columns = {head: [head, *cells] for head, cells in columns.items() if any(cells)}
     widths = {head: max(map(len, cells)) for head, cells in columns.items()}
     pad = lambda head, cell: cell.ljust(widths[head]) if head in ("run", "options") else cell.rjust(widths[head])

@@ -65,7 +65,8 @@ def report(run, best, calibration, scores, class_pixels, train_pairs):
     runcard.keep(run, finished=True, best_epoch=epoch, scores=short)
     files.write_json(path_of(config, "metrics.json"), metrics)
     print(f"best      epoch {epoch}; on validation:\n{score_table(validation)}")
-    print(f"on test:\n{score_table(test)}" if test else "test      none: no labelled patches in test/")
+    if test or config.val_strategy == "split":
+        print(f"on test:\n{score_table(test)}" if test else "test      none: no labelled patches in test/")
     print("\n" + textwrap.fill(text, 110) + "\n")
     print(f"wrote     {path_of(config, 'final.pth')}")
 

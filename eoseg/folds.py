@@ -1,5 +1,6 @@
 """K folds: what their scores say together, and what their networks say together of test patches."""
 
+import dataclasses as dc
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,10 @@ def conclude(config, single, division, results, test, source, stop):
     if done.exists() and all(path_of(one, "metrics.json").stat().st_mtime_ns < done.stat().st_mtime_ns for one in single):
         print(f"{done}: all folds are finished and were tested together; nothing to do")
         return files.read_json(done)
+    config = dc.replace(config, in_channels=len(source.bands.names))  # as the checkpoints say
     table, whole = summarise(results), out_of_fold(single, results, source.names)
     for key, part in table.items():
-        print(f"  {key:<20} {part['mean']:.3f}  95 % interval over folds {part['low']:.3f} to {part['high']:.3f}")
+        print(f"  {key:<20} {part['mean']:.3f}  95 % interval over folds {max(part['low'], -1 if key == 'kappa' else 0):.3f} to {min(part['high'], 1):.3f}")
     print(f"out of fold, every patch judged by the network that never saw it:\n{score_table(whole)}")
     scores = tested(config, single, test, source, stop) if test else None
     if not test:

@@ -5,7 +5,7 @@ import numpy as np
 from eoseg.scoring import OF_ALL, from_margins
 
 RESAMPLES = 1000
-AT_ONCE = 2 * 10**6  # draws held in memory together
+AT_ONCE = 2 * 10**6  # numbers held in memory together, of the draws and of their sums
 
 
 def bootstrap(margins, names, seed=0, level=0.95):
@@ -23,21 +23,30 @@ def bootstrap(margins, names, seed=0, level=0.95):
         Efron 1979, "Bootstrap methods: another look at the jackknife".
     """
     margins = np.asarray(margins)
-    margins = margins[margins[:, 1].sum(1) > 0]
-    count, (_, rows, classes) = len(margins), margins.shape
-    flat, sums = margins.reshape(count, rows * classes).astype(float), []
-    rng = np.random.default_rng(seed)
-    step = max(1, min(RESAMPLES, AT_ONCE // max(count, 1)))
-    for first in range(0, RESAMPLES if count > 1 else 0, step):
-        draws = min(step, RESAMPLES - first)
-        drawn = rng.integers(count, size=(draws, count)) + np.arange(draws)[:, None] * count
-        sums.append(np.bincount(drawn.ravel(), minlength=draws * count).reshape(draws, count).astype(float) @ flat)
-    if not sums:
-        sums = [np.full((1, rows * classes), np.nan)]
-    found = from_margins(*np.concatenate(sums).reshape(-1, rows, classes).swapaxes(0, 1))
+    sums = np.concatenate(list(drawn_anew(margins[margins[:, 1].sum(1) > 0], seed)))
+    found = from_margins(*sums.swapaxes(0, 1))
     columns = {key: found[key] for key in OF_ALL}
     columns |= {f"{key}_{name}": found[key][:, i] for i, name in enumerate(names) for key in ("iou", "f1", "precision", "recall")}
     return {key: spread_of(values, level) for key, values in columns.items()}
+
+
+def drawn_anew(counts, seed):
+    """Sums over as many patches as there are, drawn with replacement: RESAMPLES of them, in blocks (n, ...).
+
+    Args:
+        counts: (P, ...) of each patch. With fewer than two patches, one sum that is NaN.
+    """
+    count, shape, rng = len(counts), counts.shape[1:], np.random.default_rng(seed)
+    if count < 2:
+        yield np.full((1, *shape), np.nan)
+        return
+    flat = counts.reshape(count, -1).astype(float)
+    step = max(1, AT_ONCE // max(flat.shape))
+    for first in range(0, RESAMPLES, step):
+        draws = min(step, RESAMPLES - first)
+        drawn = rng.integers(count, size=(draws, count)) + np.arange(draws)[:, None] * count
+        times = np.bincount(drawn.ravel(), minlength=draws * count).reshape(draws, count)
+        yield (times.astype(float) @ flat).reshape(draws, *shape)
 
 
 def spread_of(values, level):
@@ -94,12 +103,8 @@ def areas_by_patch(matrices, mapped, seed=0, level=0.95):
     Args:
         matrices: (P, C, C) counts of each patch, as `areas` takes their sum. mapped: (C,).
     Returns:
-        (C,) low and (C,) high; NaN with fewer than two patches.
+        (C,) low and (C,) high; NaN where fewer than two patches hold something labelled.
     """
-    matrices = np.asarray(matrices, float)
-    count, classes = len(matrices), matrices.shape[-1]
-    if count < 2:
-        return np.full((2, classes), np.nan)
-    rng = np.random.default_rng(seed)
-    drawn = [areas(matrices[rng.integers(count, size=count)].sum(0), mapped)[0] for _ in range(RESAMPLES)]
-    return np.array([spread_of(np.array([one[i] for one in drawn]), level) for i in range(classes)]).T
+    matrices = np.asarray(matrices)
+    drawn = np.array([areas(one, mapped)[0] for block in drawn_anew(matrices[matrices.any((1, 2))], seed) for one in block])
+    return np.array([spread_of(values, level) for values in drawn.T]).T

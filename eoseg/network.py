@@ -34,7 +34,6 @@ class Network(NamedTuple):
     pixel_size: list  # of the training patches; None when unknown
     temperature: float = 1.0  # by which logits are divided
     threshold: float = 0.5  # binary: probability from which a pixel is class 1
-    tested: list = None  # confusion matrix of its test patches, rows the truth; None when unknown
     others: tuple = ()  # further Networks, with which it is averaged
 
     @property
@@ -134,7 +133,7 @@ def load(path, options, say=print):
     say(f"network   {about['model_name']}{encoder} from {path}, on {device}, {precision}")
     temperature, threshold = calibration_of(saved, binary, options, say)
     return Network(str(path), net, about["model_name"], device, amp_dtype, normalizer, list(map(str, names)), about["in_channels"], binary,
-                   saved["input"], saved.get("pixel_size"), temperature, threshold, (saved.get("test") or {}).get("confusion_matrix"))
+                   saved["input"], saved.get("pixel_size"), temperature, threshold)
 
 
 def calibration_of(saved, binary, options, say):

@@ -36,7 +36,7 @@ def read(path, names):
     try:
         with open(path, newline="", encoding="utf-8") as f:
             return np.array([[[int(row[f"{kind}_{name}"]) for name in names] for kind in COUNTS] for row in csv.DictReader(f)], np.int64).reshape(-1, 3, len(names))
-    except (OSError, KeyError, ValueError, TypeError):
+    except (OSError, KeyError, ValueError, TypeError, csv.Error):
         raise SetupError(f"{path}: is missing or damaged; train this fold anew, or all with --overwrite.") from None
 
 

@@ -33,7 +33,8 @@ def check_folder(config):
 
 def clear(config):
     """Remove the leftovers of a killed run; with --overwrite the earlier run, now that the new one is known to start."""
-    for part in Path(config.save_dir).glob(f".{config.model_name}_*.part"):
+    folder = Path(config.save_dir)
+    for part in [*folder.glob(f".{config.model_name}_*.part"), folder / ".run.json.part"]:
         files.remove(part)
     for path in earlier_run(config) if config.overwrite else []:
         files.remove(path)

@@ -199,7 +199,7 @@ def test_table_csv_and_picture_hold_every_run(tmp_path, compared):
     said, rows = compared(tmp_path / "runs" / "*")
     assert " ".join(said[0].split()) == "run options val mean IoU test mean IoU params (M) GFLOPs epoch (s) peak (MB)"
     assert " ".join(said[1].split()) == "high learning_rate=0.0005 0.700 [0.680, 0.720] 24.4 2.0"
-    assert " ".join(said[2].split()) == "low learning_rate=0.1 0.500 [0.480, 0.520] 0.400 [0.380, 0.420] 24.4 31.2 12.5 3,421"
+    assert " ".join(said[2].split()) == "low learning_rate=0.1 0.500 [0.480, 0.520] 0.400 [0.380, 0.420] 24.4 31.25 12.5 3,421"
     assert len(said) == 4 and said[3].startswith("wrote")  # no note: the intervals lie apart
     for head, cell in (("val mean IoU", "0.720]"), ("params (M)", "24.4")):  # columns end beneath their heads
         assert said[1][: said[0].index(head) + len(head)].endswith(cell)

@@ -23,6 +23,7 @@ QUIET = lambda items, **settings: items
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     monkeypatch.setattr("eoseg.plots.save", lambda figure, path: path)
+    monkeypatch.setattr("eoseg.drawing.draw", lambda jobs: None)
 
 
 @pytest.fixture

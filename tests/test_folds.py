@@ -45,6 +45,7 @@ def finished(root, tmp_path_factory):
 def no_pictures(request, monkeypatch):
     if "finished" not in request.fixturenames:
         monkeypatch.setattr("eoseg.plots.save", lambda figure, path: path)
+        monkeypatch.setattr("eoseg.drawing.draw", lambda jobs: None)
 
 
 def content(folder):

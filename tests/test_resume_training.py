@@ -37,6 +37,7 @@ class Cut(Exception):
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     monkeypatch.setattr("eoseg.plots.save", lambda figure, path: path)
+    monkeypatch.setattr("eoseg.drawing.draw", lambda jobs: None)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ MORE = "last.pth previous.pth confusion_matrix.png reliability.png validation_pa
 def no_pictures(request, monkeypatch):
     if "finished" not in request.fixturenames:
         monkeypatch.setattr("eoseg.plots.save", lambda figure, path: path)
+        monkeypatch.setattr("eoseg.drawing.draw", lambda jobs: None)
 
 
 @pytest.fixture(scope="module")
