@@ -11,6 +11,7 @@
 (<model>_final.pth is the one to predict with), the log and the plots.
 """
 
+import dataclasses as dc
 import sys
 
 from eoseg import config, errors, flags
@@ -37,12 +38,14 @@ def main(argv=None):
 
 def train(options, sweep):
     """One run, one cross-validation, or one of them for each combination of a sweep."""
-    from eoseg import sweeps
+    from eoseg import runfolder, sweeps
 
     runs = sweeps.plan(sweep, options) if sweep else [(None, options)]
     with errors.at_once():
         import model_training_v2  # torch takes seconds to import: --help and typos need not wait
 
+    for _, one in runs if sweep else ():
+        runfolder.check_folder(one)
     failed = []
     for i, (name, one) in enumerate(runs, 1):
         job = model_training_v2.cross_validate if one.val_strategy == "kfold" else model_training_v2.train
@@ -51,9 +54,11 @@ def train(options, sweep):
         print(f"\nrun {i} of {len(runs)}: {name}")
         try:
             job(one)
-        except errors.SetupError as error:
+        except (errors.SetupError, MemoryError, RuntimeError) as error:
+            if errors.describe(error) is None:
+                raise
             failed.append(name)
-            print(f"{name}: {error}", file=sys.stderr)
+            print(f"{name}: {errors.describe(error)}", file=sys.stderr)
     conclude(runs, failed, options.save_dir)
 
 
@@ -70,7 +75,7 @@ def conclude(runs, failed, folder):
         raise errors.SetupError(f"{told}; mend the cause and run again.")
     comparing.compare([one.save_dir for name, one in runs if name not in failed], folder, overwrite=True)
     if failed:
-        raise errors.PartialFailure(f"{told}; --resume goes on with them.")
+        raise errors.PartialFailure(f"{told}; with the cause mended, --resume makes up for them.")
 
 
 def refuse_together(given):
@@ -83,7 +88,8 @@ def refuse_together(given):
             raise errors.SetupError(f"--{name}: is for --evaluate; leave it out.")
     beyond = given.keys() - {"compare", "save_dir", "overwrite", "debug"} if "compare" in given else ()
     if beyond:
-        raise errors.SetupError(f"--{sorted(beyond)[0]}: has no say in --compare; leave it out.")
+        named = {f.name: flags.flag_of(f) for f in dc.fields(config.TrainingConfig)}
+        raise errors.SetupError(f"{sorted(named.get(name, f'--{name}') for name in beyond)[0]}: has no say in --compare; leave it out.")
 
 
 def build_parser(words):

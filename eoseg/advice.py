@@ -4,6 +4,7 @@ from eoseg.errors import listing
 
 FAR = 0.15  # IoU by which training may be ahead of validation before it counts as learned by heart
 RARE = 0.02  # share of the training pixels
+FEW = 10  # epochs, from which little can be told
 LATE = 0.9  # of the epochs: a best epoch after that came while the scores still rose
 
 
@@ -63,10 +64,11 @@ def of_the_curve(config, history, best_epoch):
     if ahead > FAR and row["train_iou"] > 0.5:
         stronger = "--augmentation strong" if config.augmentation != "strong" else "a higher --dropout_rate"
         yield f"the training patches are known by heart (IoU {row['train_iou']:.2f} there, {row['val_iou']:.2f} on validation): {stronger}, a smaller network, or more patches"
-    elif row["train_iou"] < 0.5 and row["train_iou"] - row["val_iou"] < FAR / 3 and best_epoch < LATE * config.epochs:
+    elif len(history) >= FEW and row["train_iou"] < 0.5 and row["train_iou"] - row["val_iou"] < FAR / 3 and best_epoch < LATE * config.epochs:
         yield f"even the training patches are not learned (IoU {row['train_iou']:.2f}): a larger encoder, another --learning_rate, or labels that lie on their images"
-    if len(history) == config.epochs and best_epoch > LATE * config.epochs:
-        yield f"the scores still rose at the end: more --epochs (--resume goes on from here, with --epochs {2 * config.epochs} say)"
+    if len(history) == config.epochs and (best_epoch > LATE * config.epochs or config.epochs < FEW):
+        why = "the scores still rose at the end" if best_epoch > LATE * config.epochs else f"{config.epochs} epoch{'s are' if config.epochs > 1 else ' is'} few"
+        yield f"{why}: more --epochs (--resume goes on from here, with --epochs {max(2 * config.epochs, FEW)} say)"
     if best_epoch == 1 and len(history) > 3:
         yield f"nothing was gained after the first epoch: a lower --learning_rate ({config.learning_rate / 10:g}, say)"
 

@@ -89,5 +89,5 @@ def best_threshold(probability, truth):
     hit = np.bincount(steps[truth == 1], minlength=STEPS + 1)[::-1].cumsum()[::-1]
     iou = hit / np.maximum(called + (truth == 1).sum() - hit, 1)
     best = np.flatnonzero(iou == iou.max())
-    chosen = best[np.argmin(abs(best - STEPS // 2))] if iou.max() > 0 else STEPS // 2
+    chosen = best[np.argmin(abs(best - STEPS // 2))]
     return float(chosen / STEPS), [float(iou[STEPS // 2]), float(iou[chosen])]

@@ -1,5 +1,6 @@
 """Pictures that are redrawn while a run goes on, by a process of its own, so that training does not wait for them."""
 
+import contextlib
 import os
 import pickle
 import signal
@@ -47,7 +48,8 @@ class Artist:
                 if jobs is None:
                     self.busy = False
                     return
-                self.child = self.child or begin()
+                if self.child is None or self.child.poll() is not None:  # none yet, or the system has ended it
+                    self.child = begin()
                 child = self.child
             failed = ask(child, jobs)
             if failed and not self.told:
@@ -56,9 +58,10 @@ class Artist:
 
 
 def begin():
-    """A process that draws what it is sent."""
+    """A process that draws what it is sent; None where the system gives none."""
     words = [sys.executable, "-c", SERVE, str(Path(__file__).parents[1]), str(os.getpid())]
-    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    with contextlib.suppress(OSError):
+        return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
 def ask(child, jobs):
@@ -67,7 +70,7 @@ def ask(child, jobs):
         pickle.dump(jobs, child.stdin)
         child.stdin.flush()
         return pickle.load(child.stdout)
-    except (OSError, EOFError, ValueError, AttributeError):  # it was ended, by us or by a signal to all
+    except (OSError, EOFError, ValueError, AttributeError, pickle.UnpicklingError):  # it was ended, by us or by a signal to all
         return ""
 
 

@@ -37,20 +37,40 @@ def evaluate(paths, split, given):
         SetupError: options that contradict the checkpoint or have no say here, patches that do not fit it, or results that are there already.
     """
     with Stopping() as stop:
-        between = lambda: stop.leave_if_asked("stopped; nothing was written")
+        between = lambda: stop.leave_if_asked("stopped; no results were written")
         options = PredictionConfig(**{key: given[key] for key in ("device", "use_amp", "threshold", "temperature") if key in given})
-        path, _ = checkpoint.find(paths[0])
-        saved = checkpoint.load(network.folds_of(path)[0] if network.folds_of(path) else path)["config"]
-        check_given(given, saved, path)
-        config = config_of(given, saved, path)
-        folder = Path(given.get("save_dir", path.parent)) / f"{path.stem}_{split}"
+        every = [one for path in paths for one in (network.folds_of(path) or [checkpoint.find(path)[0]])]
+        saved = checkpoint.load(every[0])["config"]
+        check_given(given, saved, every[0])
+        config = config_of(given, saved, every[0])
+        folder = folder_of(paths, every, split, given.get("save_dir"))
         if folder.exists() and any(folder.iterdir()) and not config.overwrite:
             raise SetupError(f"--evaluate: {folder} holds results already; give --overwrite to replace them, or another --save_dir.")
-        if config.calibrate:
-            recalibrate(paths, config, options, stop)
-        trained = network.load_all(paths, options)
+        trained = network.load_all(paths, options, *[unsaid] * config.calibrate)
         pairs, source = open_split(trained, split, config)
+        if config.calibrate:
+            recalibrate(every, config, options, stop)
+            trained = network.load_all(paths, options)
         return judged(trained, split, pairs, source, config, folder, between)
+
+
+def unsaid(line):
+    """For what is said a second time, or would mislead."""
+
+
+def folder_of(paths, every, split, save_dir):
+    """Where the results go: `<checkpoint>_<split>` beside the first checkpoint or in `save_dir`; `<model>_kfold_<split>` in a folder of folds.
+
+    Args:
+        paths: as they were typed. every: the checkpoints that they stand for.
+    Raises:
+        SetupError: `split` is no plain name.
+    """
+    if split in ("", ".", "..") or Path(split).name != split:
+        raise SetupError(f"--split {split}: is not the name of a folder; give that of one in the dataset root, and other data with --dataset_root.")
+    first, folds = every[0], len(paths) == 1 and network.folds_of(paths[0])
+    name = f"{first.stem.removesuffix('_final')}_kfold" if folds else first.stem + (f"_and_{len(every) - 1}_more" if len(every) > 1 else "")
+    return Path(save_dir or (paths[0] if folds else first.parent)) / f"{name}_{split}"
 
 
 def check_given(given, saved, path):
@@ -59,7 +79,7 @@ def check_given(given, saved, path):
         raise SetupError("--calibrate: finds temperature and threshold itself; leave --temperature and --threshold out.")
     flags = {field.name: flag_of(field) for field in dc.fields(TrainingConfig)}
     for key in given.keys() - set(OF_THE_PATCHES):
-        if key not in saved:
+        if key not in saved or key == "resume":
             raise SetupError(f"{flags.get(key, '--' + key)}: has no say in --evaluate; leave it out.")
         theirs = 2 if key == "num_classes" and saved.get("mode") == "binary" else saved[key]
         if given[key] not in (saved[key], theirs):
@@ -81,10 +101,12 @@ def open_split(trained, split, config):
     config.mode, config.num_classes = ("binary", 1) if trained.binary else ("multiclass", len(trained.class_names))
     config.class_names = trained.class_names
     root = patchset.find_root(config.dataset_root, config.patch_subdir, split, "--split")
-    named = patchset.load_metadata(root, required=False).get("class_names")
-    if named and sorted(named) == sorted(trained.class_names) and named != trained.class_names and not config.label_map:
-        raise SetupError(f"--dataset_root {root}: its classes are {listing(named, 20)}, those of the network {listing(trained.class_names, 20)}: the same in another order; "
-                         "give --label_map NAME=NUMBER ... to say which is which.")
+    metadata = patchset.load_metadata(root, required=False)
+    if not config.label_map:
+        check_classes(metadata.get("class_names") or [], trained.class_names, root)
+    wanted, there = trained.input["names"] if trained.input else [], (metadata.get("bands") or {}).get("names") or []
+    if wanted and all(network.speaks(name) and there.count(name) == 1 for name in wanted):
+        config.bands = wanted
     splits, problems = patchset.match_splits(root, [split])
     if not splits[split] and not problems:
         raise SetupError(f"--split {split}: {root / split} holds no patches; name another.")
@@ -100,19 +122,40 @@ def open_split(trained, split, config):
     return splits[split], source
 
 
+def check_classes(named, known, root):
+    """Raises SetupError when a class of the patches has another number in the network; says so when it merely has another name.
+
+    Args:
+        named: of the patches, by number; [] where nothing tells. known: of the network.
+    """
+    if len(named) > len(known) or any(name in known and known[i] != name for i, name in enumerate(named)):
+        remedy = " ".join(f"{i}={known.index(name) if name in known else 'ignore'}" for i, name in enumerate(named))
+        raise SetupError(f"--dataset_root {root}: its classes are {listing(named, 20)}, those of the network {listing(known, 20)}; give --label_map {remedy}.")
+    if named and named != known[: len(named)]:
+        print(f"warning: {root}: classes {listing(named, 20)} are taken by number for {listing(known, 20)}; if they are other classes, the scores are wrong")
+
+
 def recalibrate(paths, config, options, stop):
-    """Fit each checkpoint's temperature and threshold on validation patches, and store them in it."""
-    between = lambda: stop.leave_if_asked("stopped; the checkpoint is as it was")
-    for path in [one for path in paths for one in (network.folds_of(path) or [checkpoint.find(path)[0]])]:
-        saved = checkpoint.load(path)
-        if not saved["normalization"]:
-            raise SetupError(f"--calibrate: {path} is of the older system and holds no statistics to be kept with; train it anew.")
-        plain = PredictionConfig(device=options.device, use_amp=options.use_amp, temperature=1.0, threshold=0.5)
-        one = network.load(path, plain, say=lambda line: None)
+    """Fit the temperature and threshold of every checkpoint on validation patches; when all are found, store them."""
+    between, found = lambda: stop.leave_if_asked("stopped; the checkpoints are as they were"), {}
+    plain = PredictionConfig(device=options.device, use_amp=options.use_amp, temperature=1.0, threshold=0.5)
+    for path in paths:
+        check_unseen(checkpoint.load(path), path, config.dataset_root)
+        one = network.load(path, plain, unsaid)
         pairs, source = open_split(one, "validation", config)
-        found = calibrate(*forward_of(one, pairs, source, config), len(pairs), len(one.class_names), "validation", between)
-        checkpoint.save(path, **{key: value for key, value in saved.items() if key not in ("format", "calibration")}, calibration=found)
-        print(f"{calibration_line(found)}, stored in {path}")
+        found[path] = calibrate(*forward_of(one, pairs, source, config), len(pairs), len(one.class_names), "validation", between)
+    for path, calibration in found.items():
+        checkpoint.save(path, **{key: value for key, value in checkpoint.load(path).items() if key != "format"} | {"calibration": calibration})
+        print(f"{calibration_line(calibration)}, stored in {path}")
+
+
+def check_unseen(saved, path, root):
+    """Raises SetupError for a network that was trained on the validation patches, or cannot keep a calibration."""
+    if not saved["normalization"]:
+        raise SetupError(f"--calibrate: {path} is of the older system and holds no statistics to be kept with; train it anew.")
+    told = saved["config"]
+    if told.get("val_strategy") == "kfold" and "validation" in told["subdirectories"] and Path(told["dataset_root"]).resolve() == Path(root).resolve():
+        raise SetupError(f"--calibrate: {path} was trained on patches of validation/ too, by which it would look surer than it may be; cross-validate with --calibrate.")
 
 
 def forward_of(one, pairs, source, config):
@@ -136,7 +179,7 @@ class Ground:
 
     def __init__(self, pairs, source, classes):
         self.pairs, self.source, self.classes = pairs, source, classes
-        self.mapped, self.placed = np.zeros(classes), True
+        self.pixels, self.hectares = np.zeros(classes), np.zeros(classes)
         self.matrices = np.zeros((len(pairs), classes, classes), np.int64) if len(pairs) * classes**2 <= MATRICES else None
 
     def __call__(self, classes, confidence, indices):
@@ -147,18 +190,20 @@ class Ground:
             valid = torch.ones(target.shape, dtype=torch.bool) if holes is None else torch.from_numpy(~holes.all(0))
             place = raster.header(image)
             areas = georef.pixel_areas(place.transform, place.crs, rows, cols)
-            self.placed &= areas is not None
-            areas = np.ones(rows) if areas is None else areas / 1e4
-            self.mapped += np.bincount(called[:rows, :cols][valid], np.repeat(areas, cols).reshape(rows, cols)[valid.numpy()], self.classes)
+            by_row = np.stack([np.bincount(row[known], minlength=self.classes) for row, known in zip(called[:rows, :cols], valid)])
+            self.pixels += by_row.sum(0)
+            self.hectares += np.nan if areas is None else areas @ by_row / 1e4
             if self.matrices is not None:
                 self.matrices[index] = count_pairs(called[:rows, :cols], torch.from_numpy(target.astype(np.int64)), self.classes)[:-1].numpy()
 
     def table(self, matrix, names):
         """Area of each class as mapped and as estimated, with standard error and limits; in hectares, or pixels where the place on Earth is unknown."""
-        area, error, low, high = intervals.areas(matrix, self.mapped)
-        by_patch = intervals.areas_by_patch(self.matrices, self.mapped) if self.matrices is not None else np.full((2, len(names)), np.nan)
-        columns = {"mapped": self.mapped, "estimated": area, "standard_error": error, "low": low, "high": high, "low_over_patches": by_patch[0], "high_over_patches": by_patch[1]}
-        return {"unit": "hectares" if self.placed else "pixels", "per_class": {name: {key: float(values[i]) for key, values in columns.items()} for i, name in enumerate(names)}}
+        placed = not np.isnan(self.hectares).any()
+        mapped = self.hectares if placed else self.pixels
+        area, error, low, high = intervals.areas(matrix, mapped)
+        by_patch = intervals.areas_by_patch(self.matrices, mapped) if self.matrices is not None else np.full((2, len(names)), np.nan)
+        columns = {"mapped": mapped, "estimated": area, "standard_error": error, "low": low, "high": high, "low_over_patches": by_patch[0], "high_over_patches": by_patch[1]}
+        return {"unit": "hectares" if placed else "pixels", "per_class": {name: {key: float(values[i]) for key, values in columns.items()} for i, name in enumerate(names)}}
 
 
 def judged(trained, split, pairs, source, config, folder, between):
@@ -174,11 +219,11 @@ def judged(trained, split, pairs, source, config, folder, between):
     text = f"{listing([one.path for one in trained.members], 5)} on {split}, {len(pairs)} patches\n{score_table(scores)}\n{area_table(scores['areas'])}\n"
     print(text, end="")
     files.write_json(folder / "metrics.json", {"checkpoints": [one.path for one in trained.members], "split": split, "dataset_root": str(source.root), "patches": len(pairs),
-                     "temperature": [one.temperature for one in trained.members], "threshold": trained.threshold if trained.binary else None, split: scores})
+                     "temperature": [one.temperature for one in trained.members], "threshold": trained.threshold if trained.binary else None, "scores": scores})
     files.write_csv(folder / "classes.csv", class_rows(scores))
     patchscores.write(folder / "patches.csv", pairs, tally.margins.cpu(), names)
     files.write_text(folder / "summary.txt", text)
-    title = f"{Path(trained.path).stem} on {split}"
+    title = f"{Path(trained.path).stem}{f' and {len(trained.others)} more' if trained.others else ''} on {split}"
     scoreplots.draw_confusion(scores["confusion_matrix"], names, folder / "confusion_matrix.png", title)
     scoreplots.draw_reliability(scores["reliability"], scores["ece"], folder / "reliability.png", title)
     files.remove(folder / "worst_patches.png")

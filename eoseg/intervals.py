@@ -64,7 +64,7 @@ def student(values, level=0.95):
     from scipy import stats
 
     values = [float("nan") if value is None else float(value) for value in values]  # scores read back from JSON
-    known = np.array([value for value in values if value == value])
+    known = np.array(values)[~np.isnan(values)]
     mean = float(known.mean()) if len(known) else float("nan")
     std = float(known.std(ddof=1)) if len(known) > 1 else float("nan")
     half = float(stats.t.ppf((1 + level) / 2, len(known) - 1) * std / np.sqrt(len(known))) if len(known) > 1 else float("nan")
