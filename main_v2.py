@@ -89,7 +89,7 @@ def refuse_together(given):
     beyond = given.keys() - {"compare", "save_dir", "overwrite", "debug"} if "compare" in given else ()
     if beyond:
         named = {f.name: flags.flag_of(f) for f in dc.fields(config.TrainingConfig)}
-        raise errors.SetupError(f"{sorted(named.get(name, f'--{name}') for name in beyond)[0]}: has no say in --compare; leave it out.")
+        raise errors.SetupError(f"{min(named.get(name, f'--{name}') for name in beyond)}: has no say in --compare; leave it out.")
 
 
 def build_parser(words):

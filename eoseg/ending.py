@@ -54,7 +54,6 @@ def report(run, best, calibration, scores, class_pixels, train_pairs):
     """Pictures, JSON and words."""
     config, epoch = run.config, best["performance_metrics"]["epoch"]
     validation, test = scores["validation"], scores["test"]
-    drawing.draw(pictures(run, validation, f"{config.model_name}, epoch {epoch}, validation IoU {run.best_iou:.3f}", epoch, final=True))
     total = sum(class_pixels[image] for image, _ in train_pairs)
     text = advice.paragraph(config, run.history, epoch, validation, test, dict(zip(run.names, (total / max(total.sum(), 1)).tolist())))
     files.write_text(path_of(config, "summary.txt"), textwrap.fill(text, 110) + "\n")
@@ -64,6 +63,7 @@ def report(run, best, calibration, scores, class_pixels, train_pairs):
     short = {split: {key: part[key] for key in ("mean_iou", "accuracy", "kappa", "ece")} for split, part in scores.items() if part}
     runcard.keep(run, finished=True, best_epoch=epoch, scores=short)
     files.write_json(path_of(config, "metrics.json"), metrics)
+    drawing.draw(pictures(run, validation, f"{config.model_name}, epoch {epoch}, validation IoU {run.best_iou:.3f}", epoch, final=True))
     print(f"best      epoch {epoch}; on validation:\n{score_table(validation)}")
     if test or config.val_strategy == "split":
         print(f"on test:\n{score_table(test)}" if test else "test      none: no labelled patches in test/")

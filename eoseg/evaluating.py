@@ -1,6 +1,7 @@
 """--evaluate: trained networks on any folder of patches, without training. Scores, pictures, and the patches they do worst on."""
 
 import dataclasses as dc
+import os
 import textwrap
 from pathlib import Path
 
@@ -38,19 +39,18 @@ def evaluate(paths, split, given):
     """
     with Stopping() as stop:
         between = lambda: stop.leave_if_asked("stopped; no results were written")
-        options = PredictionConfig(**{key: given[key] for key in ("device", "use_amp", "threshold", "temperature") if key in given})
         every = [one for path in paths for one in (network.folds_of(path) or [checkpoint.find(path)[0]])]
         saved = checkpoint.load(every[0])["config"]
         check_given(given, saved, every[0])
         config = config_of(given, saved, every[0])
+        options = PredictionConfig(device=config.device, use_amp=config.use_amp, **{key: given[key] for key in ("threshold", "temperature") if key in given})
         folder = folder_of(paths, every, split, given.get("save_dir"))
-        if folder.exists() and any(folder.iterdir()) and not config.overwrite:
-            raise SetupError(f"--evaluate: {folder} holds results already; give --overwrite to replace them, or another --save_dir.")
-        trained = network.load_all(paths, options, *[unsaid] * config.calibrate)
+        check_folder(folder, config.overwrite)
+        trained = network.load_all(every, options, *[unsaid] * config.calibrate)
         pairs, source = open_split(trained, split, config)
         if config.calibrate:
             recalibrate(every, config, options, stop)
-            trained = network.load_all(paths, options)
+            trained = network.load_all(every, options)
         return judged(trained, split, pairs, source, config, folder, between)
 
 
@@ -71,6 +71,15 @@ def folder_of(paths, every, split, save_dir):
     first, folds = every[0], len(paths) == 1 and network.folds_of(paths[0])
     name = f"{first.stem.removesuffix('_final')}_kfold" if folds else first.stem + (f"_and_{len(every) - 1}_more" if len(every) > 1 else "")
     return Path(save_dir or (paths[0] if folds else first.parent)) / f"{name}_{split}"
+
+
+def check_folder(folder, overwrite):
+    """Raises SetupError when results lie in `folder` and may not be replaced, or none can be put there: said now, not after hours."""
+    place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise SetupError(f"--save_dir {folder.parent}: {place} is no folder that can be written to; name another.")
+    if place == folder and any(folder.iterdir()) and not overwrite:
+        raise SetupError(f"--evaluate: {folder} holds results already; give --overwrite to replace them, or another --save_dir.")
 
 
 def check_given(given, saved, path):
@@ -96,11 +105,11 @@ def config_of(given, saved, path):
     return TrainingConfig(**{"model_name": "unet", "cache": "auto", "overwrite": False} | told)
 
 
-def open_split(trained, split, config):
-    """The pairs of a split, and their source.Source, held against what the network knows."""
+def open_split(trained, split, config, flag="--split"):
+    """The pairs of a split, and their source.Source, held against what the network knows; `flag` asked for them."""
     config.mode, config.num_classes = ("binary", 1) if trained.binary else ("multiclass", len(trained.class_names))
     config.class_names = trained.class_names
-    root = patchset.find_root(config.dataset_root, config.patch_subdir, split, "--split")
+    root = patchset.find_root(config.dataset_root, config.patch_subdir, split, flag)
     metadata = patchset.load_metadata(root, required=False)
     if not config.label_map:
         check_classes(metadata.get("class_names") or [], trained.class_names, root)
@@ -109,7 +118,7 @@ def open_split(trained, split, config):
         config.bands = wanted
     splits, problems = patchset.match_splits(root, [split])
     if not splits[split] and not problems:
-        raise SetupError(f"--split {split}: {root / split} holds no patches; name another.")
+        raise SetupError(f"{flag}: {root / split} holds no patches; put some there, or name another --dataset_root.")
     source = sources.open_source(config, root, splits[split], problems, bar)
     mine = source.bands.names
     if len(mine) != trained.in_channels:
@@ -118,7 +127,7 @@ def open_split(trained, split, config):
     if trained.input and mine != trained.input["names"]:
         print(f"warning: {root}: bands {listing(mine, 13)} are taken by place for {listing(trained.input['names'], 13)}; if they are other bands, the scores are wrong")
     if not sum(counts.sum() for counts in source.survey.class_pixels.values()):
-        raise SetupError(f"--split {split}: not one pixel of its patches is labelled; check --label_map and the label files.")
+        raise SetupError(f"{flag}: not one pixel of the patches in {root / split} is labelled; check --label_map and the label files.")
     return splits[split], source
 
 
@@ -138,11 +147,10 @@ def check_classes(named, known, root):
 def recalibrate(paths, config, options, stop):
     """Fit the temperature and threshold of every checkpoint on validation patches; when all are found, store them."""
     between, found = lambda: stop.leave_if_asked("stopped; the checkpoints are as they were"), {}
-    plain = PredictionConfig(device=options.device, use_amp=options.use_amp, temperature=1.0, threshold=0.5)
     for path in paths:
         check_unseen(checkpoint.load(path), path, config.dataset_root)
-        one = network.load(path, plain, unsaid)
-        pairs, source = open_split(one, "validation", config)
+        one = network.load(path, options, unsaid)
+        pairs, source = open_split(one, "validation", config, "--calibrate")
         found[path] = calibrate(*forward_of(one, pairs, source, config), len(pairs), len(one.class_names), "validation", between)
     for path, calibration in found.items():
         checkpoint.save(path, **{key: value for key, value in checkpoint.load(path).items() if key != "format"} | {"calibration": calibration})

@@ -4,6 +4,7 @@ import io
 import itertools
 import math
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -11,6 +12,8 @@ from matplotlib.patches import Patch
 from eoseg import files, raster
 from eoseg.bands import find_rgb
 from eoseg.georef import ground_width
+
+matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a class or a file is one
 
 # Paul Tol's "muted" scheme, safe for colour-blind eyes; classes beyond it repeat, darker, and at last are drawn by lot
 PALETTE = [(51, 34, 136), (17, 119, 51), (221, 204, 119), (204, 102, 119), (136, 204, 238), (170, 68, 153), (68, 170, 153), (153, 153, 51), (136, 34, 85)]

@@ -70,7 +70,7 @@ def device_name(device):
 
 
 def layers_of(net, shape):
-    """Layers of a network, a list of dicts name, kind, output (shape) and parameters, and the floating-point operations of a forward pass.
+    """Layers of a network, a list of dicts name, kind, output (shape) and parameters (its own), and the floating-point operations of a forward pass.
 
     Found on tensors without content, so that nothing is computed. The operations are None, and outputs too, where that does not work.
 
@@ -79,8 +79,8 @@ def layers_of(net, shape):
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    rows = [{"name": name, "kind": type(layer).__name__, "output": None, "parameters": sum(p.numel() for p in layer.parameters())}
-            for name, layer in net.named_modules() if not list(layer.children())]
+    rows = [{"name": name, "kind": type(layer).__name__, "output": None, "parameters": count}
+            for name, layer in net.named_modules() for count in [sum(p.numel() for p in layer.parameters(recurse=False))] if count or not list(layer.children())]
     by_name = {row["name"]: row for row in rows}
     try:
         shadow = copy.deepcopy(net).to("meta").eval()

@@ -22,7 +22,7 @@ def scores(low=0.6, high=0.7, patches=40, ece=0.01, **iou):
 
 
 def config(**changes):
-    return SimpleNamespace(**{"epochs": 20, "augmentation": "basic", "learning_rate": 5e-4, "oversample": False, "calibrate": False} | changes)
+    return SimpleNamespace(**{"epochs": 20, "augmentation": "basic", "learning_rate": 5e-4, "oversample": False, "calibrate": False, "val_strategy": "split"} | changes)
 
 
 def history(count=20, train=0.7, validation=0.65):
@@ -71,6 +71,7 @@ def test_what_the_figures_suggest_is_said(changes, hint):
     ({"told": history(15), "best": 15}, "--epochs"),  # stopped early: more epochs would change nothing
     ({"shares": {"land": 0.99, "water": 0.01}, "validation": scores(land=0.8, water=0.2), "oversample": True}, "--oversample"),
     ({"validation": scores(ece=0.2), "calibrate": True}, "--calibrate"),
+    ({"validation": scores(0.5, 0.8), "val_strategy": "kfold"}, "--val_strategy"),
 ])
 def test_what_would_not_help_is_not_suggested(changes, silent):
     assert silent not in text(**changes)

@@ -21,7 +21,7 @@ from eoseg.normalize import Normalizer
 
 pytestmark = pytest.mark.usefixtures("narrow", "without_fsync")
 NAMES = ["low", "middle", "high"]
-WRITTEN = "classes.csv confusion_matrix.png metrics.json patches.csv reliability.png summary.txt worst_patches.png".split()
+WRITTEN = ["classes.csv", "confusion_matrix.png", "metrics.json", "patches.csv", "reliability.png", "summary.txt", "worst_patches.png"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -168,8 +168,10 @@ def test_the_worst_patches_are_shown_worst_first_and_none_without_a_mistake(root
     monkeypatch.setattr("eoseg.judging.decide", lambda probability, threshold: (torch.zeros(probability[:, 0].shape, dtype=torch.int64), probability[:, 0]))
     for path in other.glob("test/labels/*"):
         change(path, lambda label: np.zeros_like(label))
-    evaluate(final(plain), tmp_path / "all_right", dataset_root=str(other))
-    assert len(shown) == 1
+    earlier = tmp_path / "out/unet-dropout_final_test/worst_patches.png"
+    earlier.write_bytes(b"of the time before")
+    evaluate(final(plain), tmp_path / "out", dataset_root=str(other), overwrite=True)
+    assert len(shown) == 1 and not earlier.exists()
 
 
 # ---------------------------------------------------------------- areas
@@ -307,6 +309,7 @@ def test_a_folder_of_folds_stands_for_its_networks_and_keeps_the_results(root, t
     (["--calibrate", "--temperature", 2], "--calibrate: finds temperature and threshold itself"),
     (["--temperature", 0], "--temperature: .* 0"),
     (["--dataset_root", "nowhere"], "--dataset_root nowhere: holds neither"),
+    (["--save_dir", __file__], f"--save_dir {__file__}: .* is no folder that can be written to"),
     (["--label_map", "0=0", "1=9"], "--label_map: leads to class 9, but there are 3 classes"),
 ])
 def test_a_mistake_is_one_line_and_writes_nothing(script, plain, tmp_path, words, told):
@@ -347,7 +350,7 @@ def test_patches_without_a_label_are_refused(root, plain, tmp_path):
     other = copied(root, tmp_path / "p")
     for path in other.glob("test/labels/*"):
         change(path, lambda label: np.full_like(label, 255))
-    with pytest.raises(SetupError, match="^--split test: not one pixel of its patches is labelled"):
+    with pytest.raises(SetupError, match="^--split: not one pixel of the patches in .*test is labelled"):
         evaluate(final(plain), tmp_path / "out", dataset_root=str(other))
 
 
@@ -368,12 +371,22 @@ def test_a_signal_leaves_no_results_and_no_changed_checkpoint(plain, tmp_path, m
     before = content(tmp_path)
     for place, named, given in ((evaluating.Ground, "__call__", {}), (evaluating, "calibrate", {"calibrate": True})):
         with monkeypatch.context() as patched, pytest.raises(kind):
-            patched.setattr(place, named, lambda *found, real=getattr(place, named): (os.kill(os.getpid(), getattr(signal, name)), real(*found))[1])
+            real = getattr(place, named)
+            patched.setattr(place, named, lambda *found, real=real: (os.kill(os.getpid(), getattr(signal, name)), real(*found))[1])
             evaluate(final(tmp_path), tmp_path, **given)
         assert content(tmp_path) == before
 
 
 # ---------------------------------------------------------------- calibration
+
+
+def test_calibrating_needs_validation_patches(root, plain, tmp_path):
+    other = copied(root, tmp_path / "p")
+    shutil.rmtree(other / "validation")
+    before = content(plain)
+    with pytest.raises(SetupError, match="^--dataset_root .*: holds neither Patch/validation/images nor validation/images"):
+        evaluate(final(plain), tmp_path / "out", dataset_root=str(other), calibrate=True)
+    assert content(plain) == before and not (tmp_path / "out").exists()
 
 
 def test_calibrating_finds_the_temperature_of_least_loss_and_stores_it_beside_all_else(root, plain, tmp_path, capsys):

@@ -65,7 +65,7 @@ def test_a_value_that_diverges_is_named_and_the_others_are_compared(sweep, tmp_p
         return real(run, loader)
 
     monkeypatch.setattr(training, "train_epoch", steep)
-    status, out, err = sweep("1e9,0.002")
+    status, _, err = sweep("1e9,0.002")
     assert status == 1 and last(err) == "error: --sweep: 1 of 2 runs failed (learning_rate=1e9), as said above; with the cause mended, --resume makes up for them."
     assert err.splitlines()[0].startswith("learning_rate=1e9: --learning_rate 1e+09: the loss of the batch p") and "Traceback" not in err
     assert len(compared(tmp_path / "out")) == 1 and (tmp_path / "out/learning_rate=0.002/unet-dropout_final.pth").exists()
@@ -133,6 +133,7 @@ def test_a_killed_sweep_resumed_trains_what_lacks_and_ends_as_if_it_had_not_been
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.slow
 def test_a_sweep_of_cross_validations_compares_them_out_of_fold(sweep, tmp_path):
     status, _, err = sweep("0.01,0.002", "--val_strategy", "kfold", "--n_splits", 2, "--fold_by", "random")
     assert status == 0, err
