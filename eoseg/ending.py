@@ -3,6 +3,7 @@
 import textwrap
 
 from eoseg import advice, checkpoint, drawing, files, patchscores, runcard, runstate
+from eoseg.areas import Ground, area_table
 from eoseg.calibrating import calibrate
 from eoseg.device import autocast
 from eoseg.judging import evaluate
@@ -28,8 +29,11 @@ def finish(run, splits, loaders, source):
     scores = {"validation": None, "test": None}
     for split, loader in zip(scores, loaders):
         if loader:
-            _, tally = evaluate(run, loader, between, calibration, run.panel if split == "validation" else None)
+            watch = run.panel if split == "validation" else Ground(splits[split], source, run.names)
+            _, tally = evaluate(run, loader, between, calibration, watch)
             scores[split] = tally.scores(run.names, intervals=True)
+            if split == "test":
+                scores[split]["areas"] = watch.table(tally.confusion.matrix)
             patchscores.write(path_of(config, f"{split}_patches.csv"), splits[split], tally.margins.cpu(), run.names)
     checkpoint.save(path_of(config, "final.pth"), **{key: value for key, value in best.items() if key != "format"}, calibration=calibration, **scores)
     report(run, best, calibration, scores, source.survey.class_pixels, splits["train"])
@@ -66,7 +70,7 @@ def report(run, best, calibration, scores, class_pixels, train_pairs):
     drawing.draw(pictures(run, validation, f"{config.model_name}, epoch {epoch}, validation IoU {run.best_iou:.3f}", epoch, final=True))
     print(f"best      epoch {epoch}; on validation:\n{score_table(validation)}")
     if test or config.val_strategy == "split":
-        print(f"on test:\n{score_table(test)}" if test else "test      none: no labelled patches in test/")
+        print(f"on test:\n{score_table(test)}\n{area_table(test['areas'])}" if test else "test      none: no labelled patches in test/")
     print("\n" + textwrap.fill(text, 110) + "\n")
     print(f"wrote     {path_of(config, 'final.pth')}")
 

@@ -2,27 +2,25 @@
 
 import dataclasses as dc
 import os
-import textwrap
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from eoseg import checkpoint, files, georef, intervals, network, patchscores, patchset, raster, scoreplots
+
+from eoseg import checkpoint, files, network, patchscores, patchset, scoreplots
 from eoseg import source as sources
+from eoseg.areas import Ground, area_table
 from eoseg.calibrating import calibrate
 from eoseg.config import PredictionConfig, TrainingConfig
 from eoseg.device import autocast
 from eoseg.errors import SetupError, listing
 from eoseg.flags import flag_of
 from eoseg.judging import assess, patches_of
-from eoseg.metrics import count_pairs
 from eoseg.panel import Panel
 from eoseg.stopping import Stopping
 from eoseg.tracking import bar, calibration_line, score_table
 
 WORST = 12  # patches that are drawn
-MATRICES = 2**24  # numbers: confusion matrices of single patches that are held for the intervals of areas
 OF_THE_PATCHES = ("dataset_root", "patch_subdir", "label_map", "label_nodata", "cache", "workers", "batch_size", "device", "use_amp", "save_dir", "overwrite", "calibrate",
                   "threshold", "temperature", "evaluate", "split", "debug")  # what may be told beside a checkpoint
 
@@ -182,44 +180,13 @@ def forward_of(one, pairs, source, config):
 # ---------------------------------------------------------------- judging
 
 
-class Ground:
-    """Watches what is called where: the mapped area of each class, on labelled and unlabelled pixels, and each patch's confusion matrix."""
-
-    def __init__(self, pairs, source, classes):
-        self.pairs, self.source, self.classes = pairs, source, classes
-        self.pixels, self.hectares = np.zeros(classes), np.zeros(classes)
-        self.matrices = np.zeros((len(pairs), classes, classes), np.int64) if len(pairs) * classes**2 <= MATRICES else None
-
-    def __call__(self, classes, confidence, indices):
-        for called, index in zip(classes.cpu(), indices):
-            image = self.pairs[index][0]
-            _, holes, target = self.source.fetch(self.pairs[index])
-            rows, cols = target.shape
-            valid = torch.ones(target.shape, dtype=torch.bool) if holes is None else torch.from_numpy(~holes.all(0))
-            place = raster.header(image)
-            areas = georef.pixel_areas(place.transform, place.crs, rows, cols)
-            by_row = np.stack([np.bincount(row[known], minlength=self.classes) for row, known in zip(called[:rows, :cols], valid)])
-            self.pixels += by_row.sum(0)
-            self.hectares += np.nan if areas is None else areas @ by_row / 1e4
-            if self.matrices is not None:
-                self.matrices[index] = count_pairs(called[:rows, :cols], torch.from_numpy(target.astype(np.int64)), self.classes)[:-1].numpy()
-
-    def table(self, matrix, names):
-        """Area of each class as mapped and as estimated, with standard error and limits; in hectares, or pixels where the place on Earth is unknown."""
-        placed = not np.isnan(self.hectares).any()
-        mapped = self.hectares if placed else self.pixels
-        area, error, low, high = intervals.areas(matrix, mapped)
-        by_patch = intervals.areas_by_patch(self.matrices, mapped) if self.matrices is not None else np.full((2, len(names)), np.nan)
-        columns = {"mapped": mapped, "estimated": area, "standard_error": error, "low": low, "high": high, "low_over_patches": by_patch[0], "high_over_patches": by_patch[1]}
-        return {"unit": "hectares" if placed else "pixels", "per_class": {name: {key: float(values[i]) for key, values in columns.items()} for i, name in enumerate(names)}}
-
-
 def judged(trained, split, pairs, source, config, folder, between):
     """Judge, write, and say what was found. Returns the scores."""
-    names, ground = trained.class_names, Ground(pairs, source, len(trained.class_names))
+    names = trained.class_names
+    ground = Ground(pairs, source, names)
     print(f"patches   {split} {len(pairs)}; {source.root / split}")
     tally = assess(trained, pairs, source, config.batch_size, config.workers or 0, between, ground)
-    scores = tally.scores(names, intervals=True) | {"areas": ground.table(tally.confusion.matrix, names)}
+    scores = tally.scores(names, intervals=True) | {"areas": ground.table(tally.confusion.matrix)}
     bad = patchscores.worst(tally.margins.cpu(), WORST)
     panel = Panel([pairs[i] for i in bad], range(len(bad)), source)
     if bad:
@@ -253,13 +220,3 @@ def class_rows(scores):
     whole = {"iou": scores["mean_iou"], "f1": scores["mean_f1"], "precision": scores["mean_precision"], "recall": scores["mean_recall"], "iou_low": low, "iou_high": high,
              **{key: scores[key] for key in ("accuracy", "kappa", "boundary_iou")}, "support": sum(row["support"] for row in rows)}
     return [*rows, {"class": "all (means; accuracy and kappa of all pixels)", **whole}]
-
-
-def area_table(areas):
-    """Mapped and estimated areas, a class per line."""
-    lines = [f"  areas in {areas['unit']}: as mapped; freed from the map's bias (Olofsson et al. 2014), 95 % over pixels; 95 % over patches"]
-    for name, part in areas["per_class"].items():
-        lines.append(f"  {name:<16}{part['mapped']:>14,.1f}{part['estimated']:>14,.1f}  {part['low']:,.1f} to {part['high']:,.1f};  "
-                     f"{part['low_over_patches']:,.1f} to {part['high_over_patches']:,.1f}")
-    return "\n".join([*lines, *textwrap.wrap("Neighbouring pixels are not independent: trust the wider interval. Both hold for the region these patches were drawn from at random.", 110,
-                                            initial_indent="  ", subsequent_indent="  ")])

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from eoseg import files, network, patchscores, plots, scoreplots, scoring
+from eoseg.areas import Ground, area_table
 from eoseg.config import PredictionConfig
 from eoseg.intervals import bootstrap, student
 from eoseg.judging import assess
@@ -61,8 +62,10 @@ def tested(config, single, pairs, source, stop):
     """Scores of the mean probability of the folds' networks on `pairs`."""
     together = network.load_all([path_of(one, "final.pth") for one in single], PredictionConfig(device=config.device, use_amp=config.use_amp), say=lambda line: None)
     between = lambda: stop.leave_if_asked("stopped while the folds were tested together; all is saved, --resume tests them again")
-    scores = assess(together, pairs, source, config.batch_size, between=between).scores(source.names, intervals=True)
-    print(f"on test, the {len(single)} folds together:\n{score_table(scores)}")
+    ground = Ground(pairs, source, source.names)
+    tally = assess(together, pairs, source, config.batch_size, between=between, watch=ground)
+    scores = tally.scores(source.names, intervals=True) | {"areas": ground.table(tally.confusion.matrix)}
+    print(f"on test, the {len(single)} folds together:\n{score_table(scores)}\n{area_table(scores['areas'])}")
     return scores
 
 

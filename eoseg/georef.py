@@ -1,5 +1,7 @@
 """Pixels in real units: metres, hectares."""
 
+import functools
+
 import numpy as np
 import pyproj
 
@@ -11,9 +13,8 @@ def pixel_areas(transform, crs, height, width):
     """
     if not crs or transform.is_identity:
         return None
-    try:
-        lonlat = pyproj.Transformer.from_crs(crs.to_wkt(), 4326, always_xy=True)
-    except pyproj.exceptions.ProjError:  # a local system: a plan of a building, a camera
+    lonlat = to_lonlat(crs.to_wkt())
+    if lonlat is None:
         return None
     plane = None
     if crs.is_projected:
@@ -31,6 +32,15 @@ def pixel_areas(transform, crs, height, width):
     if plane and (abs(found / plane - 1) < 0.01).all():
         return np.full(height, plane)
     return np.interp(np.arange(height), rows, found)
+
+
+@functools.cache
+def to_lonlat(wkt):
+    """The way from a CRS to longitude and latitude; None from a local one: a plan of a building, a camera."""
+    try:
+        return pyproj.Transformer.from_crs(wkt, 4326, always_xy=True)
+    except pyproj.exceptions.ProjError:
+        return None
 
 
 def ground_width(place):

@@ -11,7 +11,7 @@ FLOORS = [  # a module imports only from floors above it in this list
     {"tiles", "files", "schedule", "vrt", "coding", "validity", "parallel", "flags", "stopping", "scaling", "scoring"},
     {"vetting", "config", "bands", "intervals"},
     {"raster", "normalize", "augment", "metrics", "unet", "device", "georef", "pairing", "patchset", "splits", "vector", "optim", "runfolder", "profiling", "deciding"},
-    {"data", "models", "checkpoint", "tracking", "plots", "patchscores", "calibrating", "advice", "cutting", "labels", "mapfile", "places", "staging", "survey", "packing"},
+    {"data", "models", "checkpoint", "tracking", "plots", "patchscores", "calibrating", "advice", "areas", "cutting", "labels", "mapfile", "places", "staging", "survey", "packing"},
     {"network", "encoders", "patchplots", "plan", "stages", "source", "scoreplots", "partition", "sweeps"},  # join what lies beneath: a network and its checkpoint, patches and their pack
     {"predict", "extract", "drawing", "panel", "comparing"},
     {"runstate"},
