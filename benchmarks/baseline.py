@@ -28,21 +28,32 @@ def main():
     parser.add_argument("patches", help="--output folder of Patch_extraction_v2.py")
     parser.add_argument("--seed", type=int, default=0, help="of the forest (default: 0)")
     args = parser.parse_args()
-    import torch
-    from sklearn.ensemble import RandomForestClassifier
-
     started = time.perf_counter()
     values, classes = pixels(args.patches, "train")
-    some = np.random.default_rng(args.seed).permutation(len(classes))[:200_000]
-    forest = RandomForestClassifier(100, n_jobs=-1, random_state=args.seed, class_weight="balanced").fit(values[some], classes[some])
+    forest = grow(values, classes, args.seed)
     names = patchset.load_metadata(args.patches, required=False).get("class_names") or [f"class_{i}" for i in range(classes.max() + 1)]
     for split in ("validation", "test"):
         values, truth = pixels(args.patches, split)
         if len(truth):
-            confusion = Confusion(len(names))
-            confusion.add(torch.from_numpy(forest.predict(values).astype(np.int64)), torch.from_numpy(truth.astype(np.int64)))
-            print(f"random forest on {split}:\n{tracking.score_table(confusion.scores(names))}")
+            print(f"random forest on {split}:\n{tracking.score_table(scores(forest, values, truth, names))}")
     print(f"{time.perf_counter() - started:.0f} s")
+
+
+def grow(values, classes, seed):
+    """A forest of 100 trees on at most 200,000 of the pixels (N, F) with their classes (N,)."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    some = np.random.default_rng(seed).permutation(len(classes))[:200_000]
+    return RandomForestClassifier(100, n_jobs=-1, random_state=seed, class_weight="balanced").fit(values[some], classes[some])
+
+
+def scores(forest, values, truth, names):
+    """What `Confusion.scores` says of the forest on pixels (N, F) of the classes `truth` (N,)."""
+    import torch
+
+    confusion = Confusion(len(names))
+    confusion.add(torch.from_numpy(forest.predict(values).astype(np.int64)), torch.from_numpy(truth.astype(np.int64)))
+    return confusion.scores(names)
 
 
 def pixels(folder, split):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-
 from eoseg import checkpoint, files, network, patchscores, patchset, scoreplots
 from eoseg import source as sources
 from eoseg.areas import Ground, area_table
