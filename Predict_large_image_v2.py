@@ -35,7 +35,7 @@ def main(argv=None):
 
 def parse(argv):
     parser = flags.Parser(description=__doc__)
-    parser.add_argument("--model", required=True, nargs="+", metavar="CKPT",
+    parser.add_argument("--model", required=True, nargs="+", action="extend", metavar="CKPT",
                         help="checkpoint, or a folder that holds one *_final.pth or fold1/ ...; several are averaged")
     parser.add_argument("--input", required=True, help="scene, any raster GDAL reads")
     parser.add_argument("--output", required=True, help="the map, a .tif; or a folder, for FOLDER/<input name>.tif")

@@ -38,7 +38,7 @@ def main(argv=None):
 
 def train(options, sweep):
     """One run, one cross-validation, or one of them for each combination of a sweep."""
-    from eoseg import runfolder, sweeps
+    from eoseg import comparing, runfolder, sweeps
 
     runs = sweeps.plan(sweep, options) if sweep else [(None, options)]
     with errors.at_once():
@@ -46,6 +46,8 @@ def train(options, sweep):
 
     for _, one in runs if sweep else ():
         runfolder.check_folder(one)
+    if sweep:
+        comparing.check_folder(options.save_dir, options.overwrite or options.resume)
     failed = []
     for i, (name, one) in enumerate(runs, 1):
         job = model_training_v2.cross_validate if one.val_strategy == "kfold" else model_training_v2.train
@@ -97,11 +99,11 @@ def build_parser(words):
     parser = flags.Parser(description=__doc__, usage="main_v2.py --model NAME --dataset_root DIR [options]")
     flags.add_options(parser, config.TrainingConfig)
     group = parser.add_argument_group("other jobs")
-    group.add_argument("--sweep", nargs="+", metavar="NAME=A,B", help="one run for every value, or combination of values, each in a folder of its own, then compared")
-    group.add_argument("--evaluate", nargs="+", metavar="CKPT", help="score a checkpoint, or the mean of several, on --split; with --calibrate it is fitted to validation first")
+    group.add_argument("--sweep", nargs="+", action="extend", metavar="NAME=A,B", help="one run for every value, or combination of values, each in a folder of its own, then compared")
+    group.add_argument("--evaluate", nargs="+", action="extend", metavar="CKPT", help="score a checkpoint, or the mean of several, on --split; with --calibrate it is fitted to validation first")
     group.add_argument("--split", default="test", metavar="NAME", help="folder of the dataset root that is evaluated (default: test)")
     flags.add_options(parser, config.PredictionConfig, only=("threshold", "temperature"), group=group)
-    group.add_argument("--compare", nargs="+", metavar="RUN", help="put runs side by side: folders, or globs of them; comparison.csv and .png go to --save_dir (default: here)")
+    group.add_argument("--compare", nargs="+", action="extend", metavar="RUN", help="put runs side by side: folders, or globs of them; comparison.csv and .png go to --save_dir (default: here)")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     if any(word.split("=")[0] in JOBS for word in map(str, words)):
         for action in parser._actions:

@@ -157,9 +157,9 @@ def prepare(config, splits, source, stop, saved=None):
         the Run, and the loaders of train, validation and test (None without test patches).
     """
     device = choose_device(config.device)
-    runcard.forget_peak()
     if device.type == "cuda":
         torch.cuda.set_device(device)  # pinned memory belongs to the current one
+    runcard.forget_peak(device)
     amp_dtype, precision = amp_settings(config.use_amp, device, config.amp_dtype)
     if config.batch_size == 1:  # how small the deepest features get hangs on the patches
         models.check_model(dc.replace(config, patch_size=config.patch_size or source.largest))
@@ -170,7 +170,8 @@ def prepare(config, splits, source, stop, saved=None):
     bands = source.bands
     about = {"normalization": normalizer.to_dict(), "statistics": statistics, "class_names": source.names, "input": bands.to_dict(),
              "label_map": parse_map(config.label_map) or source.metadata.get("label_map"), "patch_size": source.largest,
-             "pixel_size": pixel_size(raster.header(splits["train"][0][0])), "patches": files.digest([*splits["train"], *splits["validation"]], source.survey.class_pixels)}
+             "pixel_size": pixel_size(raster.header(splits["train"][0][0])), "patches": files.digest([*splits["train"], *splits["validation"]], source.survey.class_pixels),
+             "trained_on": torch.tensor(files.prints(splits["train"], source.survey.class_pixels))}
     torch.manual_seed(config.seed)
     net = models.build_model(config.model_name, len(bands.names), config.num_classes, config.encoder_name, config.dropout_rate)
     said = [encoders.load_encoder(net, config, len(bands.names)), config.init_weights and encoders.load_init_weights(net, config.init_weights)] if not saved else []

@@ -20,13 +20,33 @@ def paragraph(config, history, best_epoch, validation, test, shares):
     return " ".join([*text, f"What to try: {'; '.join(hints)}." if hints else "Nothing in these figures asks for a change."])
 
 
+def of_folds(table, whole, test, division):
+    """One paragraph on a finished cross-validation.
+
+    Args:
+        table: intervals over folds, as `folds.summarise` makes them. whole, test: scores out of fold and of all folds on test patches (or None).
+    """
+    each, (low, high) = [value for value in table["mean_iou"]["folds"] if value == value], whole["intervals"]["mean_iou"]
+    text = [f"Out of fold the mean IoU is {whole['mean_iou']:.3f} (95 % interval over patches {low:.3f} to {high:.3f}); single folds reach {min(each):.3f} to {max(each):.3f}."]
+    if test:
+        text.append(on_test(whole, test))
+    text.append(weakest(whole, {name: part["support"] / max(sum(p["support"] for p in whole["per_class"].values()), 1) for name, part in whole["per_class"].items()}))
+    if max(each) - min(each) > 0.15:
+        text.append("The folds differ much: what the network learns hangs on where its patches lie, so label more places rather than more of the same.")
+    if division.by == "random":
+        text.append("The folds were drawn at random, neighbours of a validation patch may have trained: the scores are too good for places further away.")
+    return " ".join(text)
+
+
 def best(history, best_epoch, scores):
+    """Which epoch, and how good."""
     low, high = scores["intervals"]["mean_iou"]
     sure = f" (95 % interval over patches {low:.3f} to {high:.3f})" if low == low else " (one labelled patch: no interval)"
     return f"The best of {len(history)} epochs was number {best_epoch}, with a mean IoU of {scores['mean_iou']:.3f} on validation{sure} and {scores['accuracy']:.1%} of its pixels right."
 
 
 def on_test(validation, test):
+    """The test scores, beside those the network was chosen by."""
     low, high = test["intervals"]["mean_iou"]
     sure = f" ({low:.3f} to {high:.3f})" if low == low else ""
     apart = validation["mean_iou"] - test["mean_iou"]

@@ -28,12 +28,12 @@ def calibrate(forward, batches, patches, classes, split, between=lambda: None):
         Guo et al. 2017, "On calibration of modern neural networks", arXiv:1706.04599 (temperature scaling).
     """
     quota = max(1, min(MOST, NUMBERS // classes) // patches)
-    logits, truth = [], []
+    logits, truth, lot = [], [], torch.Generator().manual_seed(0)
     with closing(batches):
         for image, target, *_ in batches:
             for one, labels in zip(forward(image).float(), target):
                 known = (labels != IGNORE).flatten().nonzero()[:, 0]
-                some = known[:: max(1, -(-len(known) // quota))]
+                some = known if len(known) <= quota else known[torch.randperm(len(known), generator=lot)[:quota].to(known.device)]  # every n-th would be whole columns
                 logits.append(one.flatten(1)[:, some].T.cpu())
                 truth.append(labels.flatten()[some].cpu())
             between()

@@ -100,14 +100,14 @@ def out_of_fold(metrics):
 
 
 def scores_of(split, scores):
-    """Scores and 95 % intervals as columns: test_mean_iou, test_mean_iou_low, test_mean_iou_high ..., test_iou_<class> ..."""
+    """Scores and 95 % intervals as columns: test_mean_iou, test_mean_iou_ci_low, test_mean_iou_ci_high ..., test_iou_<class> ..."""
     values = {key: value for key, value in scores.items() if value is None or isinstance(value, (int, float))}
     values |= {f"{key}_{name}": value for name, part in scores.get("per_class", {}).items() for key, value in part.items() if key != "support"}
     columns = {}
     for key, value in values.items():
         columns[f"{split}_{key}"] = number(value)
         if scores.get("intervals", {}).get(key):
-            columns |= {f"{split}_{key}_{end}": number(limit) for end, limit in zip(("low", "high"), scores["intervals"][key])}
+            columns |= {f"{split}_{key}_{end}": number(limit) for end, limit in zip(("ci_low", "ci_high"), scores["intervals"][key])}
     return columns
 
 
@@ -142,6 +142,8 @@ def read_runs(words, say=print):
     Raises:
         SetupError: a word means no run, a file is damaged, or no run is finished.
     """
+    plain = [word for word in words if Path(word).is_file() and not metrics_in(Path(word))]
+    words = [word for word in words if word not in plain] or words  # the shell's folder/* names every file there
     found, unfinished = (list({path.resolve(): path for path in itertools.chain(*paths)}.values()) for paths in zip(*map(find_metrics, words)))
     for path in unfinished:
         say(f"note: {path}: the run is not finished; left out")
@@ -177,9 +179,7 @@ def compare(words, folder, overwrite, say=print):
         SetupError: as of `read_runs`; or a comparison is there and `overwrite` is False.
     """
     folder = Path(folder)
-    for path in (folder / TABLE, folder / PICTURE):
-        if path.exists() and not overwrite:
-            raise SetupError(f"{path}: is there already; give --overwrite to replace it, or choose another folder.")
+    check_folder(folder, overwrite)
     rows = read_runs(words, say)
     for line in [*table(rows), *warnings(rows)]:
         say(line)
@@ -187,6 +187,13 @@ def compare(words, folder, overwrite, say=print):
     scoreplots.draw_comparison(rows, folder / PICTURE, f"{len(rows)} runs" if len(rows) > 1 else rows[0]["run"])
     say(f"wrote     {folder / TABLE}, {folder / PICTURE}")
     return rows
+
+
+def check_folder(folder, overwrite):
+    """Raises SetupError when a comparison lies in `folder` and may not be replaced."""
+    for path in (Path(folder) / TABLE, Path(folder) / PICTURE):
+        if path.exists() and not overwrite:
+            raise SetupError(f"{path}: is there already; give --overwrite to replace it, or another --save_dir.")
 
 
 def table(rows):
@@ -213,7 +220,7 @@ def options_of(row):
 
 def with_interval(row, key):
     """`0.734 [0.701, 0.768]`, as far as it is known."""
-    value, low, high = (row.get(key + end, math.nan) for end in ("", "_low", "_high"))
+    value, low, high = (row.get(key + end, math.nan) for end in ("", "_ci_low", "_ci_high"))
     return "" if math.isnan(value) else f"{value:.3f}" + ("" if math.isnan(low + high) else f" [{low:.3f}, {high:.3f}]")
 
 
@@ -227,6 +234,6 @@ def warnings(rows):
         lines.append("note: validated on different patches, so their figures do not compare: " + " | ".join(listing(group, 3) for group in groups.values()))
     if len(rows) > 1:
         first, second = rows[:2]
-        if first.get("validation_mean_iou_low", math.inf) <= second.get("validation_mean_iou_high", -math.inf):
+        if first.get("validation_mean_iou_ci_low", math.inf) <= second.get("validation_mean_iou_ci_high", -math.inf):
             lines.append(f"note: the intervals of the best two, {first['run']} and {second['run']}, overlap: their difference may be chance")
     return lines

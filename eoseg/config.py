@@ -181,6 +181,8 @@ class TrainingConfig:
             raise SetupError("--gradual_unfreeze and --unfreeze_on_plateau: both say when the encoder is let go; give one of them.")
         if self.unfreeze_on_plateau and self.unfreeze_on_plateau >= self.patience:
             raise SetupError(f"--unfreeze_on_plateau {self.unfreeze_on_plateau}: the run would stop before, by --patience {self.patience}; give fewer epochs.")
+        if self.fold_by and self.val_strategy != "kfold":
+            raise SetupError(f"--fold_by {self.fold_by}: is for --val_strategy kfold; give that, or leave it out.")
         if self.amp_dtype != "auto" and not self.use_amp:
             raise SetupError(f"--amp_dtype {self.amp_dtype}: needs --use_amp.")
         if self.label_smoothing and self.loss_type not in SMOOTHED:

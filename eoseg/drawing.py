@@ -70,7 +70,7 @@ def ask(child, jobs):
         pickle.dump(jobs, child.stdin)
         child.stdin.flush()
         return pickle.load(child.stdout)
-    except (OSError, EOFError, ValueError, AttributeError, pickle.UnpicklingError):  # it was ended, by us or by a signal to all
+    except (OSError, EOFError, ValueError, AttributeError, TypeError, pickle.UnpicklingError):  # it was ended, by us or by a signal to all
         return ""
 
 
@@ -81,6 +81,7 @@ def serve(parent):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(os, "nice"):
         os.nice(19)  # a core that training wants is training's
+    draw([])  # what takes longest the first time is to load matplotlib
     while True:
         try:
             jobs = pickle.load(sys.stdin.buffer)

@@ -2,10 +2,13 @@
 
 import textwrap
 
+import torch
+
 from eoseg import advice, checkpoint, drawing, files, patchscores, runcard, runstate
 from eoseg.areas import Ground, area_table
 from eoseg.calibrating import calibrate
 from eoseg.device import autocast
+from eoseg.guarding import fitting
 from eoseg.judging import evaluate
 from eoseg.runfolder import path_of
 from eoseg.tracking import calibration_line, score_table
@@ -26,16 +29,18 @@ def finish(run, splits, loaders, source):
     calibration = calibrated(run, loaders[0], between) if config.calibrate else None
     if calibration:
         print(calibration_line(calibration))
-    scores = {"validation": None, "test": None}
+    scores, margins = {"validation": None, "test": None}, {}
     for split, loader in zip(scores, loaders):
         if loader:
-            watch = run.panel if split == "validation" else Ground(splits[split], source, run.names)
-            _, tally = evaluate(run, loader, between, calibration, watch)
-            scores[split] = tally.scores(run.names, intervals=True)
-            if split == "test":
+            seen = split == "validation"  # by the calibration, which therefore has no say in its scores
+            watch = run.panel if seen else Ground(splits[split], source, run.names)
+            _, tally = evaluate(run, loader, between, None if seen else calibration, watch, by_patch=True)
+            scores[split], margins[split] = tally.scores(run.names, intervals=True), tally.margins.cpu()
+            if not seen:
                 scores[split]["areas"] = watch.table(tally.confusion.matrix)
-            patchscores.write(path_of(config, f"{split}_patches.csv"), splits[split], tally.margins.cpu(), run.names)
-    checkpoint.save(path_of(config, "final.pth"), **{key: value for key, value in best.items() if key != "format"}, calibration=calibration, **scores)
+    checkpoint.save(path_of(config, "final.pth"), **{key: value for key, value in best.items() if key != "format"} | {"calibration": calibration, **scores})
+    for split, counts in margins.items():
+        patchscores.write(path_of(config, f"{split}_patches.csv"), splits[split], counts, run.names)
     report(run, best, calibration, scores, source.survey.class_pixels, splits["train"])
     run.judged.load_state_dict(last)  # what more epochs, should they be asked for, go on from
     run.finished = True
@@ -46,9 +51,11 @@ def finish(run, splits, loaders, source):
 
 def calibrated(run, loader, between):
     """What `calibrating.calibrate` finds on validation patches."""
-    def forward(image):
+    def logits(image):
         with autocast(run.device, run.amp_dtype):
-            return run.judged(image)
+            return torch.cat([run.judged(part) for part in image.split(run.judged_part)])
+
+    forward = lambda image: fitting(run, "judged_part", lambda: logits(image))
 
     run.judged.eval()
     return calibrate(forward, loader.epoch(), len(loader.patches), len(run.names), "validation", between)

@@ -23,6 +23,8 @@ WORST = 12  # patches that are drawn
 OF_THE_PATCHES = ("dataset_root", "patch_subdir", "label_map", "label_nodata", "cache", "workers", "batch_size", "device", "use_amp", "save_dir", "overwrite", "calibrate",
                   "threshold", "temperature", "evaluate", "split", "debug")  # what may be told beside a checkpoint
 
+OF_THE_NETWORK = ("model_name", "encoder_name", "in_channels", "num_classes")  # what older checkpoints may not say
+
 
 def evaluate(paths, split, given):
     """Judge the network of one checkpoint, or the mean of several, on the patches of `split`; write what is found to a folder.
@@ -40,10 +42,13 @@ def evaluate(paths, split, given):
         saved = checkpoint.load(every[0])["config"]
         check_given(given, saved, every[0])
         config = config_of(given, saved, every[0])
-        options = PredictionConfig(device=config.device, use_amp=config.use_amp, **{key: given[key] for key in ("threshold", "temperature") if key in given})
+        untold = {key: given[key] for key in OF_THE_NETWORK if key in given and saved.get(key) is None}
+        options = PredictionConfig(device=config.device, use_amp=config.use_amp, **untold, **{key: given[key] for key in ("threshold", "temperature") if key in given})
         folder = folder_of(paths, every, split, given.get("save_dir"))
         check_folder(folder, config.overwrite)
         trained = network.load_all(every, options, *[unsaid] * config.calibrate)
+        if "threshold" in given and not trained.binary:
+            raise SetupError(f"--threshold: {every[0]} has {len(trained.class_names)} classes; it is for binary networks, leave it out.")
         pairs, source = open_split(trained, split, config)
         if config.calibrate:
             recalibrate(every, config, options, stop)
@@ -84,7 +89,7 @@ def check_given(given, saved, path):
     if "calibrate" in given and {"temperature", "threshold"} & given.keys():
         raise SetupError("--calibrate: finds temperature and threshold itself; leave --temperature and --threshold out.")
     flags = {field.name: flag_of(field) for field in dc.fields(TrainingConfig)}
-    for key in given.keys() - set(OF_THE_PATCHES):
+    for key in given.keys() - set(OF_THE_PATCHES) - {key for key in OF_THE_NETWORK if saved.get(key) is None}:
         if key not in saved or key == "resume":
             raise SetupError(f"{flags.get(key, '--' + key)}: has no say in --evaluate; leave it out.")
         theirs = 2 if key == "num_classes" and saved.get("mode") == "binary" else saved[key]
@@ -93,13 +98,16 @@ def check_given(given, saved, path):
 
 
 def config_of(given, saved, path):
-    """A TrainingConfig that describes the patches: what was typed, then what the checkpoint was trained with."""
+    """A TrainingConfig that describes the patches: what was typed, then what the checkpoint was trained with.
+
+    Patches are seen whole, whatever their size, and packed nowhere: the place of a pack is that of training.
+    """
     mine = {key: given[key] for key in OF_THE_PATCHES if key in given and key in TrainingConfig.__dataclass_fields__}
-    kept = {key: saved[key] for key in ("dataset_root", "patch_subdir", "label_map", "label_nodata", "bands", "patch_size", "batch_size", "use_amp") if saved.get(key) is not None}
+    kept = {key: saved[key] for key in ("dataset_root", "patch_subdir", "label_map", "label_nodata", "bands", "batch_size", "use_amp") if saved.get(key) is not None}
     told = kept | mine
     if "dataset_root" not in told:
         raise SetupError(f"--dataset_root: {path} does not say on what it was trained; name the folder of the patches.")
-    return TrainingConfig(**{"model_name": "unet", "cache": "auto", "overwrite": False} | told)
+    return TrainingConfig(**{"model_name": "unet", "cache": "none", "overwrite": False, "patch_size": 1} | told)
 
 
 def open_split(trained, split, config, flag="--split"):
@@ -145,21 +153,26 @@ def recalibrate(paths, config, options, stop):
     """Fit the temperature and threshold of every checkpoint on validation patches; when all are found, store them."""
     between, found = lambda: stop.leave_if_asked("stopped; the checkpoints are as they were"), {}
     for path in paths:
-        check_unseen(checkpoint.load(path), path, config.dataset_root)
         one = network.load(path, options, unsaid)
         pairs, source = open_split(one, "validation", config, "--calibrate")
+        check_unseen(checkpoint.load(path), path, learned(one, pairs, source))
         found[path] = calibrate(*forward_of(one, pairs, source, config), len(pairs), len(one.class_names), "validation", between)
     for path, calibration in found.items():
         checkpoint.save(path, **{key: value for key, value in checkpoint.load(path).items() if key != "format"} | {"calibration": calibration})
         print(f"{calibration_line(calibration)}, stored in {path}")
 
 
-def check_unseen(saved, path, root):
-    """Raises SetupError for a network that was trained on the validation patches, or cannot keep a calibration."""
+def learned(trained, pairs, source):
+    """Those of the patches that a member of `trained` was trained on."""
+    known = set().union(*(one.trained_on for one in trained.members))
+    return known & set(files.prints(pairs, source.survey.class_pixels))
+
+
+def check_unseen(saved, path, seen):
+    """Raises SetupError for a network that was trained on validation patches (`seen` are those), or cannot keep a calibration."""
     if not saved["normalization"]:
         raise SetupError(f"--calibrate: {path} is of the older system and holds no statistics to be kept with; train it anew.")
-    told = saved["config"]
-    if told.get("val_strategy") == "kfold" and "validation" in told["subdirectories"] and Path(told["dataset_root"]).resolve() == Path(root).resolve():
+    if seen:
         raise SetupError(f"--calibrate: {path} was trained on patches of validation/ too, by which it would look surer than it may be; cross-validate with --calibrate.")
 
 
@@ -171,7 +184,7 @@ def forward_of(one, pairs, source, config):
 
     def batches():
         for pixels, holes, target, indices in patches_of(one, pairs, source, config.batch_size, 0).raw():
-            yield one.normalised(pixels, holes), target, indices
+            yield one.normalised(pixels, holes, pixels.shape[2:]), target, indices
 
     return forward, batches()
 
@@ -184,6 +197,9 @@ def judged(trained, split, pairs, source, config, folder, between):
     names = trained.class_names
     ground = Ground(pairs, source, names)
     print(f"patches   {split} {len(pairs)}; {source.root / split}")
+    known = len(learned(trained, pairs, source))
+    if known:
+        print(f"warning: --split {split}: {known} of its {len(pairs)} patches were trained on; the scores are too good to be believed")
     tally = assess(trained, pairs, source, config.batch_size, config.workers or 0, between, ground)
     scores = tally.scores(names, intervals=True) | {"areas": ground.table(tally.confusion.matrix)}
     bad = patchscores.worst(tally.margins.cpu(), WORST)

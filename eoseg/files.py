@@ -204,5 +204,14 @@ def digest(pairs, counts):
     Args:
         pairs: (image, label) paths. counts: image path -> pixels of each class.
     """
-    lines = sorted(f"{image.name} {image.stat().st_size} {label.stat().st_size} {list(map(int, counts[image]))}" for image, label in pairs)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(sorted(lines_of(pairs, counts))).encode()).hexdigest()[:16]
+
+
+def prints(pairs, counts):
+    """A whole number below 2^63 for each of the patches, by which it is known again; arguments as of `digest`."""
+    return [int.from_bytes(hashlib.sha256(line.encode()).digest()[:8], "big") >> 1 for line in lines_of(pairs, counts)]
+
+
+def lines_of(pairs, counts):
+    """What tells one patch from another: name, sizes of both files, classes."""
+    return [f"{image.name} {image.stat().st_size} {label.stat().st_size} {list(map(int, counts[image]))}" for image, label in pairs]

@@ -33,9 +33,9 @@ class Parser(argparse.ArgumentParser):
     def given(self, args=None):
         """What was typed: dict dest -> value, without defaults."""
         unset = object()
-        options, _ = super().parse_known_args([protected(word) for word in (sys.argv[1:] if args is None else args)],
-                                              argparse.Namespace(**{action.dest: unset for action in every_action(self)}))
-        return {key: value for key, value in vars(options).items() if value is not unset}
+        start = {action.dest: None if isinstance(action, argparse._ExtendAction) else unset for action in every_action(self)}  # those extend what is there
+        options, _ = super().parse_known_args([protected(word) for word in (sys.argv[1:] if args is None else args)], argparse.Namespace(**start))
+        return {key: value for key, value in vars(options).items() if value is not start.get(key)}
 
     def flags(self):
         return [flag for action in every_action(self) for flag in action.option_strings]

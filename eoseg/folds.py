@@ -1,16 +1,17 @@
 """K folds: what their scores say together, and what their networks say together of test patches."""
 
 import dataclasses as dc
+import textwrap
 from pathlib import Path
 
 import numpy as np
 
-from eoseg import files, network, patchscores, plots, scoreplots, scoring
+from eoseg import advice, files, network, patchscores, plots, scoreplots, scoring
 from eoseg.areas import Ground, area_table
 from eoseg.config import PredictionConfig
 from eoseg.intervals import bootstrap, student
 from eoseg.judging import assess
-from eoseg.runfolder import path_of
+from eoseg.runfolder import card_of, path_of
 from eoseg.tracking import score_table
 
 SUMMED = ("mean_iou", "mean_f1", "accuracy", "kappa", "boundary_iou", "ece")
@@ -37,7 +38,10 @@ def conclude(config, single, division, results, test, source, stop):
     scores = tested(config, single, test, source, stop) if test else None
     if not test:
         print("test      none: no patches in test/ (or --subdirectories names it)")
-    return write(config, results, table, whole, scores, division)
+    text = advice.of_folds(table, whole, scores, division)
+    print("\n" + textwrap.fill(text, 110) + "\n")
+    files.write_text(path_of(config, "kfold_summary.txt"), textwrap.fill(text, 110) + "\n")
+    return write(config, single, results, table, whole, scores, division)
 
 
 def summarise(results):
@@ -69,7 +73,7 @@ def tested(config, single, pairs, source, stop):
     return scores
 
 
-def write(config, results, table, whole, test, division):
+def write(config, single, results, table, whole, test, division):
     """<model>_kfold_metrics.json, <model>_kfold.csv (a line per fold, the mean and the interval, all folds as one), <model>_kfold.png and its confusion matrix."""
     count, title = len(results), f"{config.model_name}: {len(results)} folds by {division.by}"
     rows = [{"fold": i, **{key: part["folds"][i - 1] for key, part in table.items()}} for i in range(1, count + 1)]
@@ -81,5 +85,6 @@ def write(config, results, table, whole, test, division):
     metrics = {"validation": table, "out_of_fold": whole, "folds": results, "test": test, "division": {"by": division.by, "left_out": division.left_out,
                "patches": [[len(part) for part in fold] for fold in division.folds]}, "config": dict(vars(config))}
     files.write_json(path_of(config, "kfold_metrics.json"), metrics)
+    files.write_json(card_of(config), files.read_json(card_of(single[0])) | {"options": metrics["config"], "folds": count})
     print(f"wrote     {path_of(config, 'kfold_metrics.json')}; map with all folds: --model {Path(config.save_dir)}/fold*/{config.model_name}_final.pth")
     return files.read_json(path_of(config, "kfold_metrics.json"))

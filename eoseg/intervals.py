@@ -12,7 +12,7 @@ def bootstrap(margins, names, seed=0, level=0.95):
     """Percentile intervals of scores, by drawing patches anew with replacement.
 
     Patches that resemble their neighbours make the interval too narrow: it says how far other patches of the same kind would
-    differ, not other regions.
+    differ, not other regions. Draws without a class that the whole has do not count in the means.
 
     Args:
         margins: (P, 3, C) pixels right, true and called of each class in each patch. names: of the classes.
@@ -25,7 +25,8 @@ def bootstrap(margins, names, seed=0, level=0.95):
     margins = np.asarray(margins)
     sums = np.concatenate(list(drawn_anew(margins[margins[:, 1].sum(1) > 0], seed)))
     found = from_margins(*sums.swapaxes(0, 1))
-    columns = {key: found[key] for key in OF_ALL}
+    lacking = ((sums[:, 1] == 0) & (margins[:, 1].sum(0) > 0)).any(1)  # a mean over fewer classes is another figure
+    columns = {key: np.where(lacking & key.startswith("mean"), np.nan, found[key]) for key in OF_ALL}
     columns |= {f"{key}_{name}": found[key][:, i] for i, name in enumerate(names) for key in ("iou", "f1", "precision", "recall")}
     return {key: spread_of(values, level) for key, values in columns.items()}
 

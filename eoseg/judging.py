@@ -8,6 +8,7 @@ from eoseg import data
 from eoseg.coding import IGNORE
 from eoseg.deciding import decide, probabilities
 from eoseg.device import autocast
+from eoseg.errors import SetupError
 from eoseg.guarding import fitting
 from eoseg.metrics import Tally
 from eoseg.network import averaged, network_size
@@ -20,17 +21,17 @@ def parted(image, target, most):
 
 
 @torch.inference_mode()
-def evaluate(run, loader, between=lambda: None, calibration=None, watch=None):
+def evaluate(run, loader, between=lambda: None, calibration=None, watch=None, by_patch=False):
     """Judge the network of a run as it is.
 
     Args:
         between: called after every batch. calibration: dict of temperature and threshold; None: as it was trained.
-        watch: called with classes and confidence (N, H, W) and the indices of each batch; None: nobody looks.
+        watch: called with classes and confidence (N, H, W) and the indices of each batch; None: nobody looks. by_patch: count each patch by itself too.
     Returns:
         the loss, averaged over labelled pixels, and a metrics.Tally.
     """
     net, total = run.judged.eval(), torch.zeros_like(run.total)
-    tally = Tally(len(run.names), run.device, len(loader.patches), run.about["patch_size"])
+    tally = Tally(len(run.names), run.device, run.about["patch_size"], len(loader.patches) * by_patch)
     with closing(loader.epoch()) as batches:
         for image, target, indices in batches:
             sums, classes, confidence = fitting(run, "judged_part", lambda: judge(run, net, image, target, calibration or {}))
@@ -62,19 +63,36 @@ def assess(network, pairs, source, batch_size, workers=0, between=lambda: None, 
     Args:
         pairs: list of (image, label). source: the source.Source they are of. between, watch: as `evaluate`.
     Returns:
-        a metrics.Tally.
+        a metrics.Tally, of each patch too.
+    Raises:
+        SetupError: not even one patch fits the memory, or the network gives values that are not finite.
     """
-    loader = patches_of(network, pairs, source, batch_size, workers)
-    tally = Tally(len(network.class_names), network.device, len(pairs), source.largest)
+    loader, most = patches_of(network, pairs, source, batch_size, workers), batch_size
+    tally = Tally(len(network.class_names), network.device, source.largest, len(pairs))
     with closing(loader.raw()) as batches:
         for pixels, holes, target, indices in batches:
-            probability = averaged([one.probabilities(one.normalised(pixels, holes)) for one in network.members])
+            probability, most = together(network, pixels, holes, source, most)
+            if not torch.isfinite(probability).all():
+                raise SetupError(f"{network.path}: the network gives values that are not finite; check the checkpoint, or leave --use_amp out.")
             classes, confidence = decide(probability, network.threshold)
             tally.add(classes, confidence, target, indices)
             if watch:
                 watch(classes, confidence, indices)
             between()
     return tally
+
+
+def together(network, pixels, holes, source, most):
+    """Mean probabilities (N, C, H, W) of all members on patches, in parts of at most `most`, and how many fitted the memory at once."""
+    size = next(iter(source.survey.sizes)) if len(source.survey.sizes) == 1 else pixels.shape[2:]
+    while True:
+        try:
+            parts = zip(pixels.split(most), [None] * len(pixels) if holes is None else holes.split(most))
+            return torch.cat([averaged([one.probabilities(one.normalised(*part, size)) for one in network.members]) for part in parts]), most
+        except torch.OutOfMemoryError:
+            if most == 1:
+                raise
+        most = max(1, most // 2)
 
 
 def patches_of(network, pairs, source, batch_size, workers):

@@ -35,23 +35,30 @@ class Confusion:
 
 def count_pairs(predicted, target, classes):
     """(C + 1, C) int64: how often each true class was called each class; the last row is what is ignored."""
-    pairs = target.clamp(max=classes) * classes + predicted
-    return torch.bincount(pairs.flatten(), minlength=(classes + 1) * classes).view(classes + 1, classes)
+    return histogram(target.clamp(max=classes) * classes + predicted, (classes + 1) * classes).view(classes + 1, classes)
+
+
+def histogram(values, bins):
+    """(bins,) int64: how often each whole number from 0 occurs in `values`; without a wait for a GPU, as bincount would be."""
+    flat = values.flatten()
+    if flat.is_cuda:
+        return torch.zeros(bins, dtype=torch.int64, device=flat.device).scatter_add_(0, flat, torch.ones_like(flat))
+    return torch.bincount(flat, minlength=bins)
 
 
 def count_where(mask, values, count):
     """(count,) int64: how often each value from 0 occurs where `mask` is True; no wait for the device, as picking those out would be."""
-    return torch.bincount(torch.where(mask, values, count).flatten(), minlength=count + 1)[:count]
+    return histogram(torch.where(mask, values, count), count + 1)[:count]
 
 
 class Tally:
     """All that is counted when a network is judged on a set of patches.
 
     Args:
-        classes: their number. device: where it is counted. patches: how many there are. size: of the largest, in pixels.
+        classes: their number. device: where it is counted. size: of the largest patch, in pixels. patches: how many there are, to count each by itself; 0 counts them together.
     """
 
-    def __init__(self, classes, device, patches, size):
+    def __init__(self, classes, device, size, patches=0):
         self.confusion = Confusion(classes, device)
         self.boundary = torch.zeros(3, classes, dtype=torch.int64, device=device)
         self.sure = torch.zeros(scoring.STEPS + 1, 2, dtype=torch.int64, device=device)
@@ -65,9 +72,12 @@ class Tally:
             classes: (N, H, W) int64, what was called. confidence: (N, H, W) float, 0 to 1. target: (N, H, W) int64. indices: of the patches, N.
         """
         count = self.boundary.shape[1]
-        each = torch.stack([count_pairs(one, truth, count) for one, truth in zip(classes, target)])
-        self.confusion.counts += each.sum(0)
-        self.margins[indices] = torch.stack([each.diagonal(dim1=1, dim2=2), each[:, :-1].sum(2), each[:, :-1].sum(1)], 1).int()
+        if len(self.margins):
+            each = torch.stack([count_pairs(one, truth, count) for one, truth in zip(classes, target)])
+            self.margins[indices] = torch.stack([each.diagonal(dim1=1, dim2=2), each[:, :-1].sum(2), each[:, :-1].sum(1)], 1).int()
+            self.confusion.counts += each.sum(0)
+        else:
+            self.confusion.add(classes, target)
         labelled, right = target < count, classes == target
         steps = (confidence * scoring.STEPS).round().long() * 2 + right
         self.sure += count_where(labelled, steps, self.sure.numel()).view_as(self.sure)

@@ -34,6 +34,7 @@ class Network(NamedTuple):
     pixel_size: list  # of the training patches; None when unknown
     temperature: float = 1.0  # by which logits are divided
     threshold: float = 0.5  # binary: probability from which a pixel is class 1
+    trained_on: frozenset = frozenset()  # files.prints of its training patches; empty when unknown
     others: tuple = ()  # further Networks, with which it is averaged
 
     @property
@@ -54,16 +55,18 @@ class Network(NamedTuple):
             logits = self.net(tiles.to(self.device, memory_format=torch.channels_last, non_blocking=True))
         return probabilities(logits, self.binary, self.temperature)
 
-    def normalised(self, raw, holes):
+    def normalised(self, raw, holes, size):
         """Patches as this network wants them.
 
         Args:
-            raw: (N, B, H, W) float32 on its device. holes: bool of the same shape, where no data is, or None.
+            raw: (N, B, H, W) float32 on its device. holes: bool of the same shape, where no data is, or None. size: rows and columns of the patches; the rest is padding.
         """
         if self.normalizer.kind != "patch_percentile":
             return Scaling(self.normalizer, self.device)(raw.clone(), holes)
+        (rows, cols), (height, width) = size, raw.shape[2:]  # each by its own pixels, as in prediction
         missing = np.zeros(raw.shape, bool) if holes is None else holes.cpu().numpy()
-        return torch.from_numpy(np.stack([self.normalizer(*one) for one in zip(raw.cpu().numpy(), missing)])).to(self.device)
+        found = [self.normalizer(*(part[:, :rows, :cols] for part in one)) for one in zip(raw.cpu().numpy(), missing)]
+        return torch.from_numpy(np.pad(np.stack(found), ((0, 0), (0, 0), (0, height - rows), (0, width - cols)), mode="symmetric")).to(self.device)
 
 
 def averaged(found):
@@ -133,7 +136,7 @@ def load(path, options, say=print):
     say(f"network   {about['model_name']}{encoder} from {path}, on {device}, {precision}")
     temperature, threshold = calibration_of(saved, binary, options, say)
     return Network(str(path), net, about["model_name"], device, amp_dtype, normalizer, list(map(str, names)), about["in_channels"], binary,
-                   saved["input"], saved.get("pixel_size"), temperature, threshold)
+                   saved["input"], saved.get("pixel_size"), temperature, threshold, frozenset(saved["trained_on"].tolist() if "trained_on" in saved else ()))
 
 
 def calibration_of(saved, binary, options, say):

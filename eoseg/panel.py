@@ -38,14 +38,14 @@ class Panel:
             pixels, holes, target = source.fetch(pairs[index])
             valid = np.ones(target.shape, bool) if holes is None else ~holes.all(0)
             picture = plots.stretched(plots.thinned(pixels[order], LONGEST), plots.thinned(valid, LONGEST))
-            self.known[index] = (picture.astype(np.float32), plots.thinned(target, LONGEST), target.shape, pairs[index][0].stem)
+            self.known[index] = (picture.astype(np.float32), plots.thinned(target, LONGEST).copy(), target.shape, pairs[index][0].stem)  # no view, which would hold the whole
 
     def __call__(self, classes, confidence, indices):
         """Take what was said of a batch: (N, H, W) tensors, and the patches' indices."""
         for place, index in enumerate(indices):
             if index in self.known:
                 rows, cols = self.known[index][2]
-                self.found[index] = tuple(plots.thinned(part[place, :rows, :cols].cpu().numpy(), LONGEST) for part in (classes, confidence))
+                self.found[index] = tuple(plots.thinned(part[place, :rows, :cols], LONGEST).cpu().numpy().copy() for part in (classes, confidence))
 
     def shown(self, notes=None):
         """A list of scoreplots.Shown, as last seen.

@@ -93,7 +93,7 @@ def locate(images):
     plans, rows, unknown = {}, [], dict.fromkeys(("shift_rows", "shift_cols", "rotation"), math.nan)  # no header tells how its window was snapped
     for image, place in zip(images, in_order(raster.header, images, raster.THREADS, 4 * raster.THREADS)):
         t, crs = place.transform, place.crs
-        if not crs or t.is_identity or not (crs.is_projected or crs.is_geographic):
+        if not crs or t.is_identity or t.is_degenerate or not (crs.is_projected or crs.is_geographic):
             return None, image
         grid = crs.to_wkt(), t.a, t.b, t.d, t.e
         plan = plans.setdefault(grid, SimpleNamespace(crs_text=grid[0], transform=t))  # patches of one grid are windows of a single scene to Ground
@@ -210,7 +210,7 @@ def check(fold, beside, pixels, count):
 
 def line(by, sizes, left_out, stray):
     """How patches were divided, in one line for the user."""
-    how = {"block": "by block, patches that touch together", "scene": "by scene", "random": "at random, each place in one fold"}[by]
+    how = {"block": "by block, patches that touch together", "scene": "by scene", "random": "at random, patches of one place (patches.csv) in one fold"}[by]
     why = f" ({stray} is not georeferenced: nobody knows which patches touch)" if stray else ""
     out = f"; {span(left_out)} more touch these and do not train in that fold" if any(left_out) else ""
     return f"folds     {how}{why}; {span(sizes)} patches validate in each{out}"

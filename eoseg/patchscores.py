@@ -1,6 +1,7 @@
 """A table of patches: how well each was called, and the counts that say so."""
 
 import csv
+import io
 
 import numpy as np
 
@@ -19,12 +20,13 @@ def write(path, pairs, margins, names):
     """
     margins = np.asarray(margins)
     found = from_margins(*margins.swapaxes(0, 1))
-    rows = []
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow(["patch", "labelled", "accuracy", "mean_iou", *(f"iou_{name}" for name in names), *(f"{kind}_{name}" for kind in COUNTS for name in names)])
     for i, (image, _) in enumerate(pairs):
-        row = {"patch": image.name, "labelled": int(margins[i, 1].sum()), "accuracy": float(found["accuracy"][i]), "mean_iou": float(found["mean_iou"][i])}
-        row |= {f"iou_{name}": float(found["iou"][i, c]) for c, name in enumerate(names)}
-        rows.append(row | {f"{kind}_{name}": int(margins[i, k, c]) for k, kind in enumerate(COUNTS) for c, name in enumerate(names)})
-    files.write_csv(path, rows)
+        shares = [float(found["accuracy"][i]), float(found["mean_iou"][i]), *found["iou"][i].tolist()]
+        out.writerow([image.name, int(margins[i, 1].sum()), *("" if share != share else share for share in shares), *margins[i].ravel().tolist()])
+    files.write_text(path, text.getvalue())
 
 
 def read(path, names):

@@ -107,11 +107,6 @@ def read_rows(root):
         return list(csv.DictReader(f))
 
 
-def read_places(root):
-    """Which place each patch shows: patch name -> place, from patches.csv; {} where there is none."""
-    return {row["patch"]: row["place"] for row in read_rows(root) if row.get("patch") and row.get("place")}
-
-
 def load_metadata(root, required=True):
     """What Patch_extraction_v2.py wrote about the patches; {} when it is missing and not `required`."""
     path = Path(root) / "patch_metadata.json"

@@ -94,12 +94,12 @@ def layers_of(net, shape):
         return rows, None
 
 
-def forget_peak():
+def forget_peak(device):
     """Have the peak of memory counted from now on, where the system can."""
+    if device.type == "cuda":
+        return torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
 
 
 def peak_memory(device):

@@ -92,14 +92,14 @@ def newest(config):
             if path.exists():
                 saved = checkpoint.load(path)
                 if not saved.get("run", {}).keys() >= {*Run.LASTING, "seen"}:
-                    raise SetupError(f"{path}: holds no state that this version can go on from.")
+                    raise SetupError(f"{path}: holds no state that this version can go on from; an earlier one may have written it.")
                 if path == previous:
                     print(f"note: --resume: {last} is {'damaged' if last.exists() else 'not there'}; going on from {previous}, one save older")
                 return saved, path
         except SetupError as error:
             print(f"note: {error}")
     if last.exists() or previous.exists():
-        raise SetupError(f"--resume: neither {last} nor {previous} can be read; start anew with --overwrite.")
+        raise SetupError(f"--resume: neither {last} nor {previous} can be gone on from; train in another --save_dir, or start anew with --overwrite.")
     others = [path.name.removesuffix("_last.pth") for path in sorted(last.parent.glob("*_last.pth"))]
     if others:
         refuse([f"model_name ({', '.join(others)} -> {config.model_name})"], last.parent)
@@ -175,7 +175,7 @@ def remember(run, scores, val_loss):
 def is_whole(config):
     """Are the files there that a finished run ends with?"""
     try:
-        return bool(files.read_json(path_of(config, "metrics.json"))) and bool(checkpoint.load(path_of(config, "final.pth")))
+        return bool(files.read_json(path_of(config, "metrics.json"))) and bool(checkpoint.load(path_of(config, "final.pth"))) and path_of(config, "validation_patches.csv").exists()
     except (SetupError, OSError):
         return False
 

@@ -176,7 +176,7 @@ def draw_comparison(rows, path, title):
     for split, colour, shift in (("validation", VALIDATION, -0.14), ("test", TEST, 0.14)):
         values = known(f"{split}_mean_iou")
         if np.isfinite(values).any():
-            score.hlines(places + shift, known(f"{split}_mean_iou_low"), known(f"{split}_mean_iou_high"), color=colour, lw=1.5)
+            score.hlines(places + shift, known(f"{split}_mean_iou_ci_low"), known(f"{split}_mean_iou_ci_high"), color=colour, lw=1.5)
             score.plot(values, places + shift, "o", color=colour, ms=5, label=split)
     score.set_yticks(places, [plots.shortened(row["run"], 44) for row in rows])
     score.set(ylim=(len(rows) - 0.5, -0.5), xlabel="mean IoU, 95 % interval")

@@ -66,8 +66,8 @@ def test_the_best_run_comes_first_and_one_without_a_score_last(tmp_path):
 
 def test_a_row_holds_scores_intervals_and_costs(tmp_path):
     row, = read(add(tmp_path / "a", scores(0.6), scores(0.5, half=0.03, ece=0.04)))[0]
-    expected = {"validation_mean_iou": 0.6, "validation_mean_iou_low": 0.58, "validation_mean_iou_high": 0.62, "test_mean_iou": 0.5,
-                "test_mean_iou_low": 0.47, "test_ece": 0.04, "test_iou_crop": 0.6, "test_iou_crop_high": 0.63, "validation_f1_water": 0.9, "test_kappa": 0.7,
+    expected = {"validation_mean_iou": 0.6, "validation_mean_iou_ci_low": 0.58, "validation_mean_iou_ci_high": 0.62, "test_mean_iou": 0.5,
+                "test_mean_iou_ci_low": 0.47, "test_ece": 0.04, "test_iou_crop": 0.6, "test_iou_crop_ci_high": 0.63, "validation_f1_water": 0.9, "test_kappa": 0.7,
                 "parameters": 24_400_000, "gflops": 31.25, "epoch_seconds": 12.5, "peak_memory_mb": 3421.0, "best_epoch": 4}
     assert {key: row[key] for key in expected} == pytest.approx(expected)
     assert row["model"] == "unet" and row["validated_on"] == "abc" and "class_1" not in row
@@ -77,7 +77,7 @@ def test_an_older_run_leaves_out_what_it_does_not_know(tmp_path):
     old = {"mean_iou": 0.6, "accuracy": 0.9, "mean_f1": 0.8, "per_class": {"land": {"iou": 0.5}, "water": {"iou": None}}}
     row, = read(add(tmp_path / "a", old, run=False, history={"epoch": [1, 2, 3], "epoch_time": [30.0, 9.0, 10.0]}))[0]
     assert row["epoch_seconds"] == 10.0  # the median: the first epoch warms up
-    assert not {"parameters", "gflops", "peak_memory_mb", "validation_mean_iou_low", "validation_kappa", "test_mean_iou"} & row.keys()
+    assert not {"parameters", "gflops", "peak_memory_mb", "validation_mean_iou_ci_low", "validation_kappa", "test_mean_iou"} & row.keys()
     assert row["validation_iou_water"] != row["validation_iou_water"]
 
 
@@ -117,7 +117,7 @@ def test_a_kfold_run_is_judged_out_of_fold_and_its_folds_are_no_runs(tmp_path):
     folder = add_folds(tmp_path / "k", out_of_fold=scores(0.61, half=0.01))
     for words in ([folder], [folder / "*"], [tmp_path / "**"]):
         row, = read(*words)[0]
-        assert (row["model"], row["validation_mean_iou"]) == ("unet", 0.61) and row["validation_mean_iou_low"] == pytest.approx(0.60)
+        assert (row["model"], row["validation_mean_iou"]) == ("unet", 0.61) and row["validation_mean_iou_ci_low"] == pytest.approx(0.60)
     assert row["epoch_seconds"] == 1.0  # as its first fold says
     assert [row["validation_mean_iou"] for row in read(folder / "fold*")[0]] == [0.7, 0.5]
     assert names(read(folder, folder / "fold2")[0]) == ["k/fold2", "k"]
@@ -125,7 +125,7 @@ def test_a_kfold_run_is_judged_out_of_fold_and_its_folds_are_no_runs(tmp_path):
 
 def test_an_older_kfold_run_gives_the_mean_over_its_folds(tmp_path):
     row, = read(add_folds(tmp_path / "k"))[0]
-    assert [row[f"validation_mean_iou{end}"] for end in ("", "_low", "_high")] == [0.6, 0.4, 0.8] and row["validation_iou_land"] == 0.5
+    assert [row[f"validation_mean_iou{end}"] for end in ("", "_ci_low", "_ci_high")] == [0.6, 0.4, 0.8] and row["validation_iou_land"] == 0.5
 
 
 def test_a_run_that_is_not_finished_is_told_and_left_out(tmp_path):

@@ -416,3 +416,66 @@ def test_training_says_what_calibrating_found(root, tmp_path, script):
     status, out, err = script("main_v2", *FLAGS, "--dataset_root", root, "--save_dir", tmp_path, "--epochs", 1, "--calibrate")
     assert status == 0 and "\ncalibrated temperature " in out, err
     assert checkpoint.load(final(tmp_path))["calibration"]["temperature"] > 0 and checkpoint.load(tmp_path / "unet-dropout_best_iou.pth").get("calibration") is None
+
+
+def test_patches_that_were_trained_on_are_told_and_not_calibrated_by(root, plain, tmp_path, capsys):
+    evaluate(final(plain), tmp_path, "train")
+    assert "warning: --split train: 6 of its 6 patches were trained on; the scores are too good to be believed" in capsys.readouterr().out
+    evaluate(final(plain), tmp_path, "test")
+    assert "trained on;" not in capsys.readouterr().out
+    mixed = copied(root, tmp_path / "mixed")  # wherever the folder lies, and whatever it is called
+    for kind in ("images", "labels"):
+        shutil.copy(root / "train" / kind / "p5.tif", mixed / "validation" / kind / "p9.tif")
+        (mixed / "validation" / kind / "p5.tif").unlink(missing_ok=True)
+        (mixed / "validation" / kind / "p9.tif").rename(mixed / "validation" / kind / "p5.tif")
+    before = final(plain).read_bytes()
+    with pytest.raises(SetupError, match="--calibrate: .*trained on patches of validation"):
+        evaluate(final(plain), tmp_path / "out", dataset_root=str(mixed), calibrate=True)
+    assert final(plain).read_bytes() == before
+
+
+def test_an_evaluation_leaves_the_pack_of_training_alone(root, plain, tmp_path):
+    here = copied(root, tmp_path / "patches")
+    training.train(config(here, tmp_path / "run", epochs=1, class_names=NAMES))
+    packs = {path.name for path in (here / ".cache").glob("*.pack")}
+    assert packs
+    evaluate(tmp_path / "run/unet-dropout_final.pth", tmp_path / "out")
+    assert {path.name for path in (here / ".cache").glob("*.pack")} == packs
+
+
+def test_a_network_that_gives_nan_is_not_scored(plain, tmp_path, monkeypatch):
+    monkeypatch.setattr("eoseg.network.probabilities", lambda logits, *rest: logits * float("nan"))
+    with pytest.raises(SetupError, match="values that are not finite"):
+        evaluate(final(plain), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_whose_best_network_was_calibrated_goes_on(root, tmp_path):
+    training.train(config(root, tmp_path, class_names=NAMES))
+    evaluating.evaluate([tmp_path / "unet-dropout_best_iou.pth"], "test", {"calibrate": True, "save_dir": str(tmp_path / "out"), "workers": 0})
+    assert torch.load(tmp_path / "unet-dropout_best_iou.pth", weights_only=True)["calibration"]
+    training.train(config(root, tmp_path, class_names=NAMES, epochs=3, resume=True))
+    assert torch.load(final(tmp_path), weights_only=True)["performance_metrics"]["epoch"] in (1, 2, 3)
+
+
+def test_validation_scores_are_those_before_calibration_which_saw_them(binary):
+    metrics = json.loads((binary / "unet-dropout_metrics.json").read_text())
+    calibration = metrics["calibration"]
+    assert metrics["validation"]["ece"] == pytest.approx(calibration["ece"][0], abs=1e-3)
+    assert metrics["validation"]["per_class"]["class_1"]["iou"] == pytest.approx(calibration["iou"][0], abs=1e-3)
+
+
+def test_calibration_and_judgement_go_on_in_parts_where_memory_is_short(root, plain, tmp_path, monkeypatch):
+    real = models.UNetDropout.func.forward if hasattr(models.UNetDropout, "func") else models.UNetDropout.forward
+    target = models.UNetDropout.func if hasattr(models.UNetDropout, "func") else models.UNetDropout
+
+    def cramped(self, x):
+        if len(x) > 1 and not self.training:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, x)
+
+    whole = evaluate(final(plain), tmp_path / "whole")
+    monkeypatch.setattr(target, "forward", cramped)
+    assert evaluate(final(plain), tmp_path / "parts")["confusion_matrix"] == whole["confusion_matrix"]
+    training.train(config(root, tmp_path / "run", epochs=1, calibrate=True, class_names=NAMES))
+    assert torch.load(final(tmp_path / "run"), weights_only=True)["calibration"]["temperature"] > 0

@@ -72,7 +72,7 @@ def test_the_folds_leave_the_files_of_the_contract(finished):
     kinds = ("best_loss.pth best_iou.pth final.pth last.pth previous.pth training_plot.png training_log.csv per_class_iou.png metrics.json confusion_matrix.png "
              "reliability.png validation_panel.png validation_patches.csv summary.txt").split()
     single = {f"fold{i}/{name}" for i in (1, 2, 3) for name in ["run.json", *(f"unet-dropout_{kind}" for kind in kinds)]}
-    assert {str(path) for path in content(folder)} == single | {f"unet-dropout_kfold{ending}" for ending in ("_metrics.json", ".csv", ".png", "_confusion_matrix.png")}
+    assert {str(path) for path in content(folder)} == single | {f"unet-dropout_kfold{ending}" for ending in ("_metrics.json", ".csv", ".png", "_confusion_matrix.png", "_summary.txt")} | {"run.json"}
     assert (folder / "unet-dropout_kfold.png").read_bytes().startswith(b"\x89PNG")
 
 

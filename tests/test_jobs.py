@@ -7,6 +7,7 @@ import pytest
 import torch
 from tinypatches import FLAGS, make, rows
 
+import main_v2
 import model_training_v2 as training
 
 pytestmark = pytest.mark.usefixtures("narrow", "without_fsync")
@@ -143,6 +144,12 @@ def test_a_sweep_of_cross_validations_compares_them_out_of_fold(sweep, tmp_path)
 
 
 # ---------------------------------------------------------------- comparing
+
+
+def test_a_flag_given_twice_adds_to_the_first(sweep, tmp_path):
+    parser = main_v2.build_parser(["--compare"])
+    assert parser.given(["--compare", "a", "--compare", "b", "c"]) == {"compare": ["a", "b", "c"]}
+    assert parser.given(["--sweep", "seed=1,2"]) == {"sweep": ["seed=1,2"]} and parser.given([]) == {}
 
 
 def test_comparing_needs_no_network_and_no_patches(sweep, script, tmp_path):

@@ -180,7 +180,7 @@ def bare(tmp_path_factory):
 def test_patches_without_a_crs_are_divided_at_random_and_that_is_said(bare):
     found = partition.divide(bare, 5, seed=1)
     assert found.by == "random" and sorted(sound(found, bare, 5)) == [2, 2, 2, 3, 3] and found.left_out == [0] * 5
-    assert found.said == (f"folds     at random, each place in one fold ({bare[0][0]} is not georeferenced: nobody knows which patches touch); 2 to 3 patches validate in each")
+    assert found.said == (f"folds     at random, patches of one place (patches.csv) in one fold ({bare[0][0]} is not georeferenced: nobody knows which patches touch); 2 to 3 patches validate in each")
 
 
 def test_a_single_patch_without_a_place_is_enough(tmp_path, loose):
@@ -231,7 +231,9 @@ def test_more_folds_than_units_are_refused(bare, tmp_path):
         partition.divide(bare, 4, seed=1, by="scene")
     same = [write(tmp_path, f"date{i}.tif", 0, 0) for i in range(3)]
     with pytest.raises(SetupError, match="^--n_splits 2: the 3 patches show 1 places"):
-        partition.divide(same, 2, seed=1)
+        partition.divide(same, 2, seed=1, by="block")
+    said = partition.divide(same, 2, seed=1).said  # nobody asked for blocks: the same corner in every file is more likely than one place alone
+    assert "warning: --fold_by: by their coordinates the 3 patches show 1 place, too few for 2 folds" in said
 
 
 def test_a_fold_with_nothing_left_to_learn_from_is_refused(tmp_path):

@@ -181,8 +181,8 @@ def test_a_panel_takes_well_under_two_seconds(tmp_path, rows):
 
 
 def row(name, validation=0.7, test=None, **costs):
-    found = {"run": name, "validation_mean_iou": validation, "validation_mean_iou_low": validation - 0.05, "validation_mean_iou_high": validation + 0.02, **costs}
-    return found | ({"test_mean_iou": test, "test_mean_iou_low": test - 0.1, "test_mean_iou_high": test + 0.1} if test else {})
+    found = {"run": name, "validation_mean_iou": validation, "validation_mean_iou_ci_low": validation - 0.05, "validation_mean_iou_ci_high": validation + 0.02, **costs}
+    return found | ({"test_mean_iou": test, "test_mean_iou_ci_low": test - 0.1, "test_mean_iou_ci_high": test + 0.1} if test else {})
 
 
 def test_intervals_are_drawn_for_both_splits_and_costs_beside_them(drawn):
