@@ -87,15 +87,25 @@ def areas(matrix, mapped, level=0.95):
     """
     from scipy import stats
 
-    counts, mapped = np.asarray(matrix, float).T, np.asarray(mapped, float)  # rows the map's class, as in the paper
-    counts, weights = counts[mapped > 0], mapped[mapped > 0] / mapped.sum()
-    sampled = counts.sum(1)
+    shares, sampled, weights = shares_of(np.asarray(matrix), mapped)
+    area = (weights * shares).sum(0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        shares = counts / sampled[:, None]
-        area = mapped.sum() * (weights[:, None] * shares).sum(0)
-        error = mapped.sum() * np.sqrt((weights[:, None] ** 2 * shares * (1 - shares) / (sampled[:, None] - 1)).sum(0))
+        error = np.sqrt((weights**2 * shares * (1 - shares) / (sampled - 1)).sum(0))
     half = stats.norm.ppf((1 + level) / 2) * error
     return area, error, np.maximum(area - half, 0), area + half
+
+
+def shares_of(matrices, mapped):
+    """Of each class that is mapped (M of them): the shares of the true classes (..., M, C) and the units sampled (..., M, 1); and its mapped area (M, 1).
+
+    Args:
+        matrices: (..., C, C), rows the truth. mapped: (C,).
+    """
+    mapped = np.asarray(mapped, float)
+    counts = np.swapaxes(matrices, -1, -2)[..., mapped > 0, :].astype(float)  # rows the map's class, as in the paper
+    sampled = counts.sum(-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return counts / sampled, sampled, mapped[mapped > 0, None]
 
 
 def areas_by_patch(matrices, mapped, seed=0, level=0.95):
@@ -107,5 +117,6 @@ def areas_by_patch(matrices, mapped, seed=0, level=0.95):
         (C,) low and (C,) high; NaN where fewer than two patches hold something labelled.
     """
     matrices = np.asarray(matrices)
-    drawn = np.array([areas(one, mapped)[0] for block in drawn_anew(matrices[matrices.any((1, 2))], seed) for one in block])
+    found = [(weights * shares).sum(-2) for block in drawn_anew(matrices[matrices.any((1, 2))], seed) for shares, _, weights in [shares_of(block, mapped)]]
+    drawn = np.concatenate(found)
     return np.array([spread_of(values, level) for values in drawn.T]).T

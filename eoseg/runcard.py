@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import platform
 import shlex
 import subprocess
@@ -47,6 +48,7 @@ def keep(run, **more):
                                                       "peak_memory_mb": peak_memory(run.device), **more})
 
 
+@functools.cache
 def versions():
     """Of Python and of what the run builds on."""
     found = {"python": platform.python_version(), "system": platform.platform()}

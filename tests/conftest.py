@@ -32,6 +32,17 @@ def without_artist():
         yield real
 
 
+@pytest.fixture(scope="session", autouse=True)
+def without_layers():
+    """Runs do not look at their network's layers, which takes as long as a tiny one's training. Gives what tests of it put back."""
+    from eoseg import runcard
+
+    with pytest.MonkeyPatch.context() as patched:
+        real = runcard.layers_of
+        patched.setattr(runcard, "layers_of", lambda net, shape: ([], None))
+        yield real
+
+
 def write_raster(path, pixels, nodata=None, crs="EPSG:32630", transform=None, names=None, **options):
     """Write (B, H, W) or (H, W) as a GeoTIFF; 10 m pixels from (500000, 4800000) unless told."""
     import rasterio

@@ -237,7 +237,7 @@ def test_a_state_of_an_earlier_version_is_refused_in_one_line(root, copy):
         state = torch.load(path, weights_only=True)
         del state["run"]["step"]
         torch.save(state, path)
-    with pytest.raises(SetupError, match="neither .* can be read; start anew with --overwrite"):
+    with pytest.raises(SetupError, match="neither .* can be gone on from; train in another --save_dir, or start anew with --overwrite"):
         training.train(config(root, copy, **FEATURES | {"epochs": 6}, resume=True))
 
 

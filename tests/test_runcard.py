@@ -16,6 +16,13 @@ from eoseg import models, runcard
 pytestmark = pytest.mark.usefixtures("narrow", "without_fsync")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def with_layers(without_layers):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(runcard, "layers_of", without_layers)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr("eoseg.intervals.RESAMPLES", 50)
