@@ -81,6 +81,8 @@ def serve(parent):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(os, "nice"):
         os.nice(19)  # a core that training wants is training's
+    with contextlib.suppress(AttributeError, OSError):  # Linux knows a still humbler class
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     draw([])  # what takes longest the first time is to load matplotlib
     while True:
         try:
