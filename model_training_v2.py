@@ -167,11 +167,11 @@ def prepare(config, splits, source, stop, saved=None):
     survey.check_labels(pixels, source.names)
     kind = saved["normalization"]["kind"] if saved else config.normalization if config.normalization != "auto" else encoders.usual_normalization(config)
     normalizer, statistics = fit_normalizer(splits["train"], source, kind, bar)
-    bands = source.bands
+    bands, told = source.bands, {split: files.lines_of(splits[split], source.survey.class_pixels) for split in ("train", "validation")}
     about = {"normalization": normalizer.to_dict(), "statistics": statistics, "class_names": source.names, "input": bands.to_dict(),
              "label_map": parse_map(config.label_map) or source.metadata.get("label_map"), "patch_size": source.largest,
-             "pixel_size": pixel_size(raster.header(splits["train"][0][0])), "patches": files.digest([*splits["train"], *splits["validation"]], source.survey.class_pixels),
-             "trained_on": torch.tensor(files.prints(splits["train"], source.survey.class_pixels))}
+             "pixel_size": pixel_size(raster.header(splits["train"][0][0])), "patches": files.digest(told["train"] + told["validation"]),
+             "trained_on": torch.tensor(files.prints(told["train"]))}
     torch.manual_seed(config.seed)
     net = models.build_model(config.model_name, len(bands.names), config.num_classes, config.encoder_name, config.dropout_rate)
     said = [encoders.load_encoder(net, config, len(bands.names)), config.init_weights and encoders.load_init_weights(net, config.init_weights)] if not saved else []
@@ -185,7 +185,7 @@ def prepare(config, splits, source, stop, saved=None):
     run = Run(config, source.names, about, device, amp_dtype, net, Average(net, config.ema) if config.ema else None, parts,
               losses.make_loss(config, weight).to(device), make_optimizer(net, parts, config),
               torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16), schedule, total, Confusion(len(source.names), device), stop, Behind(), Artist(),
-              Panel(splits["validation"], choose(splits["validation"], source.survey.class_pixels), source), runcard.describe(net, config, splits, source, kind, device, precision),
+              Panel(splits["validation"], choose(splits["validation"], source.survey.class_pixels), source), runcard.describe(net, config, splits, source, told, kind, device, precision),
               Profile(config.profile, path_of(config, "trace.json"), device) if config.profile else None,
               part=config.batch_size, judged_part=config.batch_size)
     said += [*stages.said(config), config.compile and translate(net, device), source.said, shown]

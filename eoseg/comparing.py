@@ -142,8 +142,8 @@ def read_runs(words, say=print):
     Raises:
         SetupError: a word means no run, a file is damaged, or no run is finished.
     """
-    plain = [word for word in words if Path(word).is_file() and not metrics_in(Path(word))]
-    words = [word for word in words if word not in plain] or words  # the shell's folder/* names every file there
+    beside = [word for word in words if not metrics_in(Path(word)) and (Path(word).is_file() or (Path(word) / "metrics.json").exists())]
+    words = [word for word in words if word not in beside] or words  # the shell's folder/* names all that lies there: other files, the results of --evaluate
     found, unfinished = (list({path.resolve(): path for path in itertools.chain(*paths)}.values()) for paths in zip(*map(find_metrics, words)))
     for path in unfinished:
         say(f"note: {path}: the run is not finished; left out")

@@ -165,7 +165,7 @@ def recalibrate(paths, config, options, stop):
 def learned(trained, pairs, source):
     """Those of the patches that a member of `trained` was trained on."""
     known = set().union(*(one.trained_on for one in trained.members))
-    return known & set(files.prints(pairs, source.survey.class_pixels))
+    return known & set(files.prints(files.lines_of(pairs, source.survey.class_pixels)))
 
 
 def check_unseen(saved, path, seen):

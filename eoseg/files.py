@@ -198,20 +198,20 @@ def remove(path):
         path.unlink(missing_ok=True)
 
 
-def digest(pairs, counts):
-    """A short text that changes with the names and sizes of patches and with the classes in their labels, in any order.
+def digest(lines):
+    """A short text that changes with what `lines_of` says of patches, in any order."""
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
+
+
+def prints(lines):
+    """A whole number below 2^63 for each line of `lines_of`, by which a patch is known again."""
+    return [int.from_bytes(hashlib.sha256(line.encode()).digest()[:8], "big") >> 1 for line in lines]
+
+
+def lines_of(pairs, counts):
+    """What tells one patch from another: name, sizes of both files, classes.
 
     Args:
         pairs: (image, label) paths. counts: image path -> pixels of each class.
     """
-    return hashlib.sha256("\n".join(sorted(lines_of(pairs, counts))).encode()).hexdigest()[:16]
-
-
-def prints(pairs, counts):
-    """A whole number below 2^63 for each of the patches, by which it is known again; arguments as of `digest`."""
-    return [int.from_bytes(hashlib.sha256(line.encode()).digest()[:8], "big") >> 1 for line in lines_of(pairs, counts)]
-
-
-def lines_of(pairs, counts):
-    """What tells one patch from another: name, sizes of both files, classes."""
     return [f"{image.name} {image.stat().st_size} {label.stat().st_size} {list(map(int, counts[image]))}" for image, label in pairs]

@@ -90,9 +90,10 @@ def together(network, pixels, holes, source, most):
             parts = zip(pixels.split(most), [None] * len(pixels) if holes is None else holes.split(most))
             return torch.cat([averaged([one.probabilities(one.normalised(*part, size)) for one in network.members]) for part in parts]), most
         except torch.OutOfMemoryError:
-            if most == 1:
-                raise
-        most = max(1, most // 2)
+            pass  # handled where the error no longer holds on to what the networks had computed
+        if most == 1:
+            raise SetupError(f"--device {network.device}: not even one patch fits the memory; choose another device, or extract smaller patches.")
+        most //= 2
 
 
 def patches_of(network, pairs, source, batch_size, workers):

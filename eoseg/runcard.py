@@ -20,16 +20,16 @@ from eoseg.tiles import tile_size
 PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "numpy", "rasterio", "scipy", "scikit-learn", "opencv-python", "tifffile", "matplotlib")
 
 
-def describe(net, config, splits, source, kind, device, precision):
+def describe(net, config, splits, source, told, kind, device, precision):
     """What run.json says of a run from its start, as plain values.
 
     Args:
-        splits: dict split -> pairs. source: the source.Source they are of. kind: of normalisation. precision: in words.
+        splits: dict split -> pairs. source: the source.Source they are of. told: split -> files.lines_of. kind: of normalisation. precision: in words.
     """
     size = tile_size(config.model_name, config.patch_size or source.largest)
     shape = [1, len(source.bands.names), size, size]
     layers, flops = layers_of(net, shape)
-    prints = {split: files.digest(splits[split], source.survey.class_pixels) for split in ("train", "validation")}
+    prints = {split: files.digest(lines) for split, lines in told.items()}
     return {
         "model": config.model_name, "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "seed": config.seed, "git": commit(), "versions": versions(),
         "device": device_name(device), "precision": precision, "threads": torch.get_num_threads(),

@@ -246,3 +246,15 @@ def test_an_existing_comparison_is_kept_unless_told(tmp_path, compared):
         os.remove(tmp_path / "out" / name)
     compared(run)
     compared(run, overwrite=True)
+
+
+def test_what_the_shell_names_beside_the_runs_is_left_out(tmp_path, compared):
+    add(tmp_path / "runs" / "a", scores(0.5))
+    (tmp_path / "runs" / "comparison.csv").write_text("x")
+    (tmp_path / "runs" / "unet_final_test").mkdir()
+    (tmp_path / "runs" / "unet_final_test" / "metrics.json").write_text("{}")
+    _, rows = compared(*sorted((tmp_path / "runs").iterdir()))
+    assert [row["run"] for row in rows] == ["a"]
+    for alone in ("comparison.csv", "unet_final_test"):
+        with pytest.raises(SetupError, match=f"{alone}: holds no run"):
+            read(tmp_path / "runs" / alone)

@@ -125,7 +125,7 @@ def test_the_digest_hangs_on_names_and_sizes_in_any_order(tmp_path):
         (tmp_path / name).write_bytes(b"x" * size)
     def of(*names, pixels=(1, 2)):
         paths = [tmp_path / name for name in names]
-        return files.digest([(path, path) for path in paths], dict.fromkeys(paths, pixels))
+        return files.digest(files.lines_of([(path, path) for path in paths], dict.fromkeys(paths, pixels)))
 
     assert of("a.tif", "b.tif") == of("b.tif", "a.tif") == of("b/a.tif", "b.tif")
     assert len({of("a.tif", "b.tif"), of("a.tif"), of("a.tif", "c.tif"), of("a.tif", "d.tif"), of(), of("a.tif", pixels=(2, 1))}) == 6
