@@ -7,6 +7,8 @@ from typing import Optional
 
 from eoseg.errors import SetupError
 from eoseg.flags import at_least, auto_or, check_fields, option
+from eoseg.memory import size
+from eoseg.tiles import BLENDS
 
 NETWORKS = ("unet-dropout", "unet", "unet++", "manet", "linknet", "fpn", "pspnet", "pan", "deeplabv3", "deeplabv3+",
             "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large")
@@ -292,6 +294,11 @@ class PredictionConfig:
     num_classes: Optional[int] = option(None, "classes, for checkpoints that do not say; 1 is binary", type=at_least(1), none="from the checkpoint")
     patch_size: int = option(512, "side of a tile in pixels", type=at_least(1))
     overlap: int = option(128, "pixels neighbouring tiles share", type=at_least(0))
+    blend: str = option("cosine", "how a tile's weight falls towards its neighbours; none: each pixel is the nearest tile's", choices=BLENDS)
+    bands: Optional[list] = option(None, "bands of the scene by number or name, in the network's order", nargs="+", none="by name, else by place")
+    resample_to_training: bool = option(False, "bring the scene to the pixel size of the training patches; the map has it too")
+    aoi: Optional[str] = option(None, "polygons: map only inside them", none="the whole scene")
+    vector_crs: Optional[str] = option(None, "CRS of --aoi where its file names none or a wrong one; image: the scene's own", none="the file's")
     threshold: Optional[float] = option(None, "binary: probability from which a pixel is class 1, 0 to 1", type=at_least(0, float, 1), none="0.5, or what --calibrate found in training")
     temperature: Optional[float] = option(None, "by which the network's logits are divided, above 0", type=at_least(0.01, float), none="1, or what --calibrate found in training")
     background_value: int = option(0, "binary: 1 swaps 0 and 1 in the map", type=int, choices=(0, 1))
@@ -300,6 +307,8 @@ class PredictionConfig:
     batch_size: Optional[int] = option(None, "tiles at once", type=auto_or(at_least(1)), none="auto")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 ...; auto is cuda when there is one")
     use_amp: bool = option(False, "mixed precision: bfloat16 where the hardware has it, else float16 on CUDA")
+    compile: bool = option(False, "have torch.compile translate the network: minutes first, quicker then")
+    max_memory: Optional[int] = option(None, "memory the run may take, e.g. 8GB; a wide scene is cut into strips", type=size, none="four fifths of what is free")
     input_nodata: Optional[float] = option(None, "scene value that means no data", none="the file's tag")
     require_all_bands: bool = option(False, "a pixel counts only when every band holds data")
     output_nodata: int = option(255, "map value of pixels without data", type=at_least(0))
@@ -308,6 +317,7 @@ class PredictionConfig:
     quicklook: bool = option(False, "write <output>_quicklook.png: scene and map side by side, with a legend")
     overwrite: bool = option(False, "replace an existing map")
     resume: bool = option(False, "go on with a map that was cut off, with the same settings")
+    dry_run: bool = option(False, "print tiles, memory, disk and time, and write nothing")
 
     def __post_init__(self):
         check_fields(self)

@@ -5,6 +5,8 @@ import functools
 import numpy as np
 import pyproj
 
+METRES_PER_DEGREE = 111_320  # along a meridian, about
+
 
 def pixel_areas(transform, crs, height, width):
     """Area of a pixel in each row, (height,) float64, in square metres; None where the place on Earth is unknown.
@@ -58,3 +60,10 @@ def pixel_size(place):
     if t.is_identity or not crs:
         return None
     return [float(np.hypot(t.a, t.d)), float(np.hypot(t.b, t.e)), crs.linear_units if crs.is_projected else "degree"]
+
+
+def latitude(place):
+    """Of the middle of a `raster.Header`, in degrees; 0 where that is unknown."""
+    lonlat = to_lonlat(place.crs.to_wkt())
+    found = lonlat.transform(*(place.transform * (place.width / 2, place.height / 2)))[1] if lonlat else 0.0
+    return found if np.isfinite(found) else 0.0

@@ -7,15 +7,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from eoseg import checkpoint, models, raster
-from eoseg.bands import band_names
+from eoseg import checkpoint, models
 from eoseg.deciding import probabilities, rounded
 from eoseg.device import amp_settings, autocast, choose_device
-from eoseg.errors import DataError, SetupError, listing
+from eoseg.errors import SetupError, listing
 from eoseg.normalize import Normalizer
 from eoseg.scaling import Scaling
 from eoseg.tiles import tile_size
-from eoseg.validity import called_alpha
 
 
 class Network(NamedTuple):
@@ -186,54 +184,6 @@ def normalizer_of(saved, bands, options, path, say):
     percent = options.normalization_percentile or 99.0
     say(f"note: {path} holds no statistics: each tile is divided by its own {percent:g}th percentile, as the older system did")
     return Normalizer.of_each_patch(bands, percent, options.normalize_per_channel)
-
-
-def scene_bands(network, path, say=print):
-    """Which bands of the scene at `path` the network takes, as numbers from 1.
-
-    By name where the scene names all of them, else by place. An alpha band the network does not count is a mask.
-
-    Raises:
-        DataError: the scene's bands do not fit; both are named.
-    """
-    with raster.open_raster(path) as src:
-        names, colour = band_names(src), [number for number in src.indexes if not called_alpha(src, number)]
-    if not network.input:
-        if network.in_channels not in (len(names), len(colour)):
-            raise DataError(f"{path}: has {len(names)} bands; the network takes {network.in_channels}. Give it a scene of these bands, in training order.")
-        return list(range(1, len(names) + 1)) if network.in_channels == len(names) else colour
-    wanted = network.input["names"]
-    if not all(names.count(name) == 1 for name in wanted) or not all(map(speaks, wanted)):
-        return bands_by_place(network.input, names, colour, path, say)
-    found = [names.index(name) + 1 for name in wanted]
-    if found != network.input["of_scene"] and len(names) == network.input["scene_count"]:
-        say(f"note: {path}: bands {listing(wanted, 13)} taken by name, from {listing(found, 13)}")
-    return found
-
-
-def bands_by_place(trained, names, colour, path, say):
-    """The bands of a scene that does not name those the network was trained on; `colour` are its bands but for alpha."""
-    wanted, expected = trained["names"], trained["scene_count"]
-    everything = list(range(1, len(names) + 1))
-    whole = next((bands for bands in (everything, colour) if len(bands) == expected), None)
-    same = next((bands for bands in (everything, colour) if len(bands) == len(wanted)), None)
-    if whole:
-        found = [whole[place - 1] for place in trained["of_scene"]]
-    elif same:
-        found = same
-        say(f"note: {path}: its {len(same)} bands are taken as {listing(wanted, 13)}, in this order")
-    else:
-        raise DataError(f"{path}: has {len(names)} bands ({listing(names, 13)}); the network was trained on {listing(wanted, 13)} of scenes with "
-                        f"{expected} bands; give a scene with the same bands.")
-    others = [names[number - 1] for number in found]
-    if any(map(speaks, others)) and any(map(speaks, wanted)) and others != wanted:
-        say(f"warning: {path}: bands {listing(others, 13)} are taken by place for {listing(wanted, 13)}; if they are other bands, the map is wrong")
-    return found
-
-
-def speaks(name):
-    """Does a band's name tell more than its place?"""
-    return not re.fullmatch(r"band_\d+", name)
 
 
 def network_size(network, size):

@@ -68,10 +68,13 @@ class Behind:
     """Does jobs in a thread of its own, one after the other, while the caller goes on; leaving the context waits for all of them.
 
     The first error is raised by the next `check` or `wait`; jobs after it are not done, as they may rest on the one that failed.
+
+    Args:
+        most: jobs that may be in work or wait; a further one waits for the first of them. None: any number.
     """
 
-    def __init__(self):
-        self.pool, self.jobs, self.failed = ThreadPoolExecutor(1), deque(), False
+    def __init__(self, most=None):
+        self.pool, self.jobs, self.failed, self.most = ThreadPoolExecutor(1), deque(), False, most
 
     def __enter__(self):
         return self
@@ -80,6 +83,8 @@ class Behind:
         self.pool.shutdown()
 
     def __call__(self, function, *args, **named):
+        while self.most and len(self.jobs) >= self.most:
+            self.jobs.popleft().result()
         self.jobs.append(self.pool.submit(self._do, function, args, named))
 
     def _do(self, function, args, named):

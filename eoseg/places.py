@@ -5,6 +5,7 @@ import pyproj
 import shapely
 
 from eoseg.errors import SetupError
+from eoseg.georef import METRES_PER_DEGREE
 from eoseg.splits import SPLITS, by_draw
 
 LOST = 0.51  # pixels: snapping moves a window by up to half a pixel, so that two neighbours may seem to overlap by one
@@ -258,4 +259,4 @@ def metre_of(crs_text, latitude):
     crs = pyproj.CRS(crs_text)
     if crs.is_projected:
         return np.ones(2) / crs.axis_info[0].unit_conversion_factor
-    return np.array([1 / np.cos(np.radians(latitude)), 1]) / 111_320
+    return np.array([1 / np.cos(np.radians(latitude)), 1]) / METRES_PER_DEGREE

@@ -16,7 +16,7 @@ import rasterio
 import rasterio.shutil
 from affine import Affine
 from rasterio._err import CPLE_BaseError
-from rasterio.enums import ColorInterp, Resampling
+from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
@@ -26,13 +26,14 @@ from eoseg import files
 from eoseg.bands import band_names, choose_bands
 from eoseg.errors import DataError, ReadError, SetupError
 from eoseg.tiles import same_grid, strips
-from eoseg.validity import held, is_alpha, mask_kind, missing_and_valid
+from eoseg.validity import called_alpha, held, is_alpha, mask_kind, missing_and_valid
 from eoseg.vetting import check_file, check_header
 from eoseg.vrt import vrt_of
 
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # said in our own words where it matters
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it complains of -3.4028234663852886e+38, a tag many programs write
 STRIP = 2**24  # bytes of pixels that are read at once, where what was decoded for them stays in GDAL's cache
+CACHE = 48 * 2**20  # bytes that GDAL's cache holds at most, unless the user set another size
 KEPT = 40 * 2**20  # bytes that GDAL's cache holds for certain
 THREADS = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 GDAL_NODATA = 42113  # TIFF tag
@@ -99,8 +100,8 @@ class Scene:
         if not self.file.crs or not like.crs:
             raise DataError(f"{self.path}: lies on another grid than {like.path} and one of them has no CRS; set it with gdal_edit.py -a_srs.")
         nodata = self.fill if self.fill is not None or self.dtype.kind != "f" else np.nan
-        view = aligned(self.file, like, resampling, nodata)
-        self.alpha, self.masked = view.count, True
+        view = aligned(self.file, like, resampling, nodata, self.alpha)
+        self.alpha, self.masked = self.alpha or view.count, True
         return view
 
     def __enter__(self):
@@ -139,6 +140,11 @@ class Scene:
     def fill(self):
         """The one value that a patch's nodata tag can hold; None when the scene has none."""
         return next((value for value in self.nodata if value is not None), None)
+
+    @property
+    def block_height(self):
+        """Rows of a block of the file, or of the view of it."""
+        return self.src.block_shapes[0][0]
 
     @property
     def pixel_bytes(self):
@@ -186,18 +192,21 @@ def grid_window(window):
     return rasterio.windows.Window(window.col, window.row, window.width, window.height)
 
 
-def aligned(src, scene, resampling="nearest", nodata=None):
+def aligned(src, scene, resampling="nearest", nodata=None, alpha=None):
     """A view of the open raster `src` on the grid of `scene`, with an alpha band last.
 
     The alpha band is 0 where the view leaves `src` or meets its mask. By nearest neighbour, values pass unchanged; other
     ways mix no pixel of the value `nodata` into its neighbours. With None, the value of the nodata tag is one like any other.
+
+    Args:
+        alpha: number of the band that is the mask of `src`, and of the view then; None: it has none.
     """
-    if ColorInterp.alpha in src.colorinterp:
+    if [number for number in src.indexes if called_alpha(src, number)] not in ([], [alpha]):
         raise DataError(f"{src.name}: lies on another grid than {scene.path} and has a band that GDAL calls alpha; bring it onto that grid with gdalwarp first.")
     empty = {} if nodata is None else {"init_dest_nodata": False, "INIT_DEST": str(nodata)}  # of each band by itself
     try:
         return WarpedVRT(src, crs=scene.crs, transform=scene.transform, width=scene.width, height=scene.height, resampling=Resampling[resampling],
-                         src_nodata=nodata, nodata=nodata, add_alpha=True, tolerance=1e-6,  # pixels; rasterio fails on a tolerance of 0
+                         src_nodata=nodata, nodata=nodata, add_alpha=alpha is None, tolerance=1e-6,  # pixels; rasterio fails on a tolerance of 0
                          UNIFIED_SRC_NODATA="NO", **empty)
     except (RasterioError, CPLE_BaseError):
         raise DataError(f"{src.name}: nothing leads from its CRS to that of {scene.path}; give both the same with gdal_edit.py -a_srs.") from None
@@ -380,6 +389,16 @@ class Header(NamedTuple):
     crs: object
     transform: Affine
     nodata: object = None
+
+
+class Grid(NamedTuple):
+    """Where a raster is to lie, and what asked for it."""
+
+    path: str
+    height: int
+    width: int
+    crs: object
+    transform: Affine
 
 
 def header(path):

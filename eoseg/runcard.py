@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eoseg import files
+from eoseg import files, memory
 from eoseg.runfolder import card_of
 from eoseg.tiles import tile_size
 
@@ -100,16 +100,12 @@ def forget_peak(device):
     """Have the peak of memory counted from now on, where the system can."""
     if device.type == "cuda":
         return torch.cuda.reset_peak_memory_stats(device)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+    memory.forget_peak()
 
 
 def peak_memory(device):
     """MB that the run has held at most: of the GPU, or of the process; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
-    except (OSError, StopIteration):
-        return None
+    peak = memory.told("VmHWM")
+    return peak / 1e6 if peak else None

@@ -6,6 +6,7 @@ import numpy as np
 
 STEPS = 64  # blending weights are multiples of 1/64 per axis, so that float32 sums of products are exact
 SMALLEST = {"pan": 128}  # its pyramid halves the deepest features three times more
+BLENDS = ("cosine", "gaussian", "linear", "none")
 STRIDE = 32  # of the deepest encoders; a tile is padded to a multiple of it
 
 
@@ -45,20 +46,19 @@ def starts(length, size, overlap):
     return [*range(0, last, size - overlap), last]
 
 
-def blend_weights(length, size, overlap):
+def blend_weights(length, size, overlap, blend="cosine"):
     """Weights of every tile of an axis, normalised so that they sum to exactly 1 over each pixel.
 
-    A raised cosine falls over the overlap towards neighbours; the outer sides of the first and last tile stay
-    flat. All weights are multiples of 1/64: cumulative sums are rounded, so that the parts still add up to 1.
+    Where one tile lies alone, as on the outer sides of the first and last, it weighs 1. All weights are multiples of
+    1/64: cumulative sums are rounded, so that the parts still add up to 1.
 
+    Args:
+        blend: one of BLENDS: how the weight falls towards the neighbours.
     Returns:
         (number of tiles, size) float32.
     """
     first = starts(length, size, overlap)
-    ramp = np.sin(np.pi / 2 * (np.arange(overlap) + 0.5) / max(overlap, 1)) ** 2
-    raw = np.ones((len(first), size))
-    raw[1:, :overlap] *= ramp
-    raw[:-1, size - overlap :] *= ramp[::-1]
+    raw = profiles(first, size, overlap, blend)
     covered = first[-1] + size
     total, running, given = np.zeros(covered), np.zeros(covered), np.zeros(covered)
     for start, weight in zip(first, raw):
@@ -71,6 +71,26 @@ def blend_weights(length, size, overlap):
         weights[index] = (upto - given[here]) / STEPS
         given[here] = upto
     return weights
+
+
+def profiles(first, size, overlap, blend):
+    """How much each tile of an axis counts before the sum is made 1: (number of tiles, size).
+
+    A raised cosine or a line falls over the overlap; the Gaussian, of an eighth of the tile (Isensee et al. 2021), over
+    the whole tile; without blending (none) each pixel is the nearest tile's alone.
+    """
+    raw, pixel = np.ones((len(first), size)), np.arange(size)
+    if blend == "gaussian":
+        return raw * np.exp(-0.5 * ((pixel + 0.5 - size / 2) / (size / 8)) ** 2)
+    if blend == "none":
+        borders = (np.array(first[:-1]) + first[1:] + size) / 2  # half way between the middles of two neighbours
+        place = np.array(first)[:, None] + pixel + 0.5
+        return ((place > np.append(-np.inf, borders)[:, None]) & (place <= np.append(borders, np.inf)[:, None])).astype(float)
+    ramp = (np.arange(overlap) + 0.5) / max(overlap, 1)
+    ramp = np.sin(np.pi / 2 * ramp) ** 2 if blend == "cosine" else ramp
+    raw[1:, :overlap] *= ramp
+    raw[:-1, size - overlap :] *= ramp[::-1]
+    return raw
 
 
 def snap(centre, size):

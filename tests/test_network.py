@@ -9,7 +9,7 @@ import torch
 from conftest import coded, write_raster
 from tinynet import Point, Spy, by_hand, identity, mapped, opened, remainder, save
 
-from eoseg import models, network, predict
+from eoseg import fitting, models, network, predict
 from eoseg.config import PredictionConfig
 from eoseg.errors import DataError, SetupError
 from eoseg.normalize import Normalizer
@@ -183,7 +183,7 @@ def bands_of(tmp_path, names, taken=None, trained=None, **options):
     said = []
     net = by_hand(tmp_path, None, len(taken), input=kept)
     scene = write_raster(tmp_path / "s.tif", coded(8, 8, len(names)), names=[] if names[0] == "band_1" else names, **options)
-    return network.scene_bands(net, scene, said.append), " ".join(said)
+    return fitting.scene_bands(net, scene, say=said.append), " ".join(said)
 
 
 PLAIN = ["band_1", "band_2", "band_3"]
@@ -222,10 +222,10 @@ def test_an_alpha_band_the_network_was_not_trained_with_is_a_mask(tmp_path):
     assert bands_of(tmp_path, [*PLAIN, "band_4"], None, PLAIN, photometric="rgb", alpha="yes")[0] == [1, 2, 3]
     assert bands_of(tmp_path, [*PLAIN, "band_4"], PLAIN, [*PLAIN, "band_4"], photometric="rgb", alpha="yes")[0] == [1, 2, 3]
     older_one = by_hand(tmp_path, None, 3)
-    assert network.scene_bands(older_one, tmp_path / "s.tif") == [1, 2, 3]
-    assert network.scene_bands(older_one._replace(in_channels=4), tmp_path / "s.tif") == [1, 2, 3, 4]
+    assert fitting.scene_bands(older_one, tmp_path / "s.tif") == [1, 2, 3]
+    assert fitting.scene_bands(older_one._replace(in_channels=4), tmp_path / "s.tif") == [1, 2, 3, 4]
     with pytest.raises(DataError, match="s.tif: has 4 bands; the network takes 2"):
-        network.scene_bands(older_one._replace(in_channels=2), tmp_path / "s.tif")
+        fitting.scene_bands(older_one._replace(in_channels=2), tmp_path / "s.tif")
 
 
 def test_a_reordered_scene_gives_the_same_map(tmp_path):

@@ -1,0 +1,178 @@
+"""Tiles of a strip become rows of a map: normalised, predicted, blended and classified where the network is.
+
+Each row of pixels is sent to the device once, and only what is written comes back.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from eoseg.deciding import decide
+from eoseg.errors import SetupError
+from eoseg.mapfile import BINS, ONE
+from eoseg.metrics import histogram
+from eoseg.network import averaged
+from eoseg.scaling import Scaling
+
+TILES_ON_GPU = 16  # at once, unless told
+
+
+class Finished(NamedTuple):
+    """Rows of a map that no later tile touches, as arrays; as tensors on their way from the device before `arrived`."""
+
+    classes: np.ndarray  # (h, w) integers, nodata in place
+    confidence: np.ndarray  # (h, w) float32, nan where nothing is known; None when nobody wants it
+    counts: np.ndarray  # (h, C) int64: pixels of each class in each row
+    histogram: np.ndarray  # (BINS,) int64: of the confidence
+    total: int  # sum of the confidence, in steps of 1 / ONE
+    finite: bool
+    event: object = None  # on CUDA: has everything arrived?
+
+
+def arrived(finished):
+    """Wait for tensors that are on their way, and give them as arrays. Any thread may wait."""
+    if finished.event is not None:
+        finished.event.synchronize()
+    classes, confidence, counts, bins, total, finite = (None if part is None else part.numpy() for part in finished[:6])
+    return Finished(classes, confidence, counts, bins, int(total), bool(finite))
+
+
+class Blending:
+    """The rows of a strip that tiles still work on.
+
+    Args:
+        network: network.Network. rows, cols: tiling.Axis. strip: tiling.Strip. options: PredictionConfig, with a threshold.
+        batch: tiles at once. say: takes a line of report.
+    """
+
+    def __init__(self, network, rows, cols, strip, options, batch, say=print):
+        self.network, self.rows, self.cols, self.strip, self.options, self.batch, self.say = network, rows, cols, strip, options, batch, say
+        self.device, shape = network.device, (rows.size, strip.end - strip.begin)
+        self.classes = len(network.class_names)
+        self.inputs = {one.normalizer: torch.zeros(one.in_channels, *shape, device=self.device) for one in network.members}
+        self.scalings = {normalizer: Scaling(normalizer, self.device) for normalizer in self.inputs}
+        self.sums = torch.zeros(1 if network.binary else self.classes, *shape, device=self.device)
+        self.known = torch.zeros(shape, dtype=torch.bool, device=self.device)
+        self.valid = np.zeros(shape, bool)  # the same, where the program is
+        self.row_weights, self.col_weights = (torch.from_numpy(axis.weights).to(self.device) for axis in (rows, cols))
+
+    def take(self, rows):
+        """Move up by as many rows as come in at the bottom: `reading.Rows`."""
+        height, count = self.valid.shape[0], len(rows.valid)
+        for part in (*self.inputs.values(), self.sums, self.known):
+            if count < height:
+                part[..., : height - count, :] = part[..., count:, :].clone()
+        self.sums[:, height - count :] = 0
+        self.valid = np.concatenate([self.valid[count:], rows.valid])
+        pixels, known = sent(rows.pixels, self.device), sent(rows.valid, self.device)
+        holes = None if rows.holes is None else sent(rows.holes, self.device)
+        self.known[height - count :] = known
+        for normalizer, part in self.inputs.items():
+            here = part[:, height - count :].copy_(pixels)
+            if pixels.dtype != torch.uint16 and rows.pixels.dtype == np.uint16:
+                unsigned(here)
+            if normalizer.kind != "patch_percentile":
+                self.scalings[normalizer](here[None], holes)
+            elif holes is not None:
+                here.masked_fill_(holes, 0)  # what the older system had there
+
+    def add(self, index, watch=lambda: None):
+        """Run the tiles of block row `index`, and add their weighted probabilities.
+
+        Args:
+            watch: called between batches.
+        Yields:
+            (index of the tile's column, its probabilities (C, h, w)) of each.
+        """
+        weights = self.row_weights[index][:, None]
+        todo = [j for j in self.strip.tiles if self.valid[:, self._columns(j)].any()]  # tiles without a valid pixel never run
+        while todo:
+            watch()
+            some, todo = todo[: self.batch], todo[self.batch :]
+            for j, probability in zip(some, self._probabilities(some)):
+                self.sums[:, :, self._columns(j)].addcmul_(probability, weights * self.col_weights[j])
+                yield j, probability
+
+    def _columns(self, j):
+        """Where tile `j` lies in the strip."""
+        begin = self.cols.starts[j] - self.strip.begin
+        return slice(begin, begin + self.cols.size)
+
+    def _probabilities(self, some):
+        """Mean probabilities (N, C, h, w) of the members on some tiles; in smaller batches where memory does not suffice."""
+        while True:
+            try:
+                parts = [some[first : first + self.batch] for first in range(0, len(some), self.batch)]
+                return torch.cat([averaged([one.probabilities(self._tiles(one, part)) for one in self.network.members]) for part in parts])[..., : self.rows.size, : self.cols.size]
+            except torch.OutOfMemoryError:
+                pass  # handled where the error no longer holds on to what the networks had computed
+            if self.batch == 1:
+                raise SetupError(f"--patch_size {self.options.patch_size}: not even one tile fits the memory of {self.device}; give a smaller one, or --use_amp.")
+            self.batch //= 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.say(f"note: the memory of {self.device} does not hold that many tiles: {self.batch} at once from here on")
+
+    def _tiles(self, one, some):
+        """Tiles as a member of the network wants them: (N, B, H, W), mirrored where they leave the scene."""
+        source, height, width = self.inputs[one.normalizer], self.rows.padded, self.cols.padded
+        tiles = torch.empty(len(some), len(source), height, width, device=self.device, memory_format=torch.channels_last)
+        for tile, j in zip(tiles, some):
+            part = source[:, :, self._columns(j)]
+            if one.normalizer.kind == "patch_percentile":
+                part = torch.from_numpy(one.normalizer(part.cpu().numpy(), np.zeros(part.shape, bool))).to(self.device)
+            tile.copy_(mirrored(part, height, width))
+        return tiles
+
+    def finished(self, count):
+        """The uppermost `count` rows of the strip's own columns, on their way from the device."""
+        here = slice(self.strip.left - self.strip.begin, self.strip.right - self.strip.begin)
+        classes, confidence = decide(self.sums[:, :count, here], self.options.threshold)
+        known, classes = self.known[:count, here], classes ^ 1 if self.options.background_value else classes
+        finite = torch.isfinite(confidence).all()
+        confidence = torch.where(known, confidence.nan_to_num_(), torch.nan)
+        flat = torch.arange(count, device=self.device)[:, None] * (self.classes + 1) + torch.where(known, classes, self.classes)
+        counts = histogram(flat, count * (self.classes + 1)).view(count, -1)[:, :-1]
+        bins = histogram(torch.where(known, (confidence.nan_to_num() * BINS).long().clamp_(max=BINS - 1), BINS), BINS + 1)[:-1]
+        total = (confidence.nan_to_num() * ONE).long().sum()
+        nodata = self.options.output_nodata
+        classes = torch.where(known, classes, nodata).to(torch.uint8 if nodata <= 255 else torch.int32)
+        return self._sent_back(classes, confidence if self.options.save_confidence else None, counts, bins, total, finite)
+
+    def _sent_back(self, *parts):
+        if self.device.type == "cpu":
+            return Finished(*parts)
+        if self.device.type != "cuda":
+            return Finished(*(None if part is None else part.cpu() for part in parts))
+        here = [None if part is None else torch.empty(part.shape, dtype=part.dtype, pin_memory=True).copy_(part, non_blocking=True) for part in parts]
+        event = torch.cuda.Event()
+        event.record()
+        return Finished(*here, event)
+
+
+def sent(array, device):
+    """An array as a tensor on the device, from pinned memory to a GPU. GPUs get 16 bits without a sign as int16, what they do not know at all as float32."""
+    if device.type == "cpu":
+        return torch.from_numpy(array)
+    if array.dtype == np.uint16:
+        array = array.view(np.int16)
+    elif array.dtype not in (bool, np.uint8, np.int8, np.int16, np.int32, np.float32):
+        array = array.astype(np.float32)
+    tensor = torch.from_numpy(array)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def unsigned(values):
+    """Give floats that were read as int16, in place, the numbers that their bits mean without a sign."""
+    return values.add_(values < 0, alpha=65536)
+
+
+def mirrored(tile, height, width):
+    """A tile (B, h, w) continued to (B, height, width) by its own mirror image, edge pixels twice."""
+    for dim, length in ((1, height), (2, width)):
+        size = tile.shape[dim]
+        if size < length:
+            place = torch.arange(length, device=tile.device) % (2 * size)
+            tile = tile.index_select(dim, torch.minimum(place, 2 * size - 1 - place))
+    return tile

@@ -1,0 +1,144 @@
+"""Does a scene fit a network? Its bands, what counts as data, the size of its pixels; and the scene, opened so that it does."""
+
+import dataclasses as dc
+import math
+import re
+
+from eoseg import raster
+from eoseg.bands import band_names, choose_bands
+from eoseg.errors import DataError, SetupError, listing
+from eoseg.georef import METRES_PER_DEGREE, latitude, pixel_size
+from eoseg.validity import called_alpha
+
+ALIKE, OTHER = 0.001, 0.05  # by how much pixel sizes may differ: to count as the same, and before it is said
+
+
+def open_scene(network, path, options, say=print):
+    """The scene at `path` as `network` wants it, and the options with what training took for data and with the threshold in use.
+
+    Returns:
+        raster.Scene, PredictionConfig.
+    Raises:
+        SetupError: the scene does not fit; both sides are named.
+    """
+    bands = scene_bands(network, path, options.bands, say)
+    options = as_trained(network, options, path, say)
+    grid = grid_of(network, path, options.resample_to_training, say)
+    return raster.Scene(path, bands, options.input_nodata, options.require_all_bands, like=grid), options
+
+
+def as_trained(network, options, path, say):
+    """The options with what the training patches took for data, where the flags and the scene do not say, and the threshold in use."""
+    about = network.input or {}
+    nodata = options.input_nodata
+    if nodata is None and about.get("input_nodata") is not None and raster.header(path).nodata is None:
+        nodata = about["input_nodata"]
+        say(f"note: {path}: {nodata:g} is taken as nodata, as in training (--input_nodata)")
+    return dc.replace(options, input_nodata=nodata, require_all_bands=options.require_all_bands or bool(about.get("require_all_bands")),
+                      threshold=network.threshold if options.threshold is None else options.threshold)
+
+
+def grid_of(network, path, resample, say=print):
+    """The grid on which a scene is mapped: None for its own.
+
+    A network knows the world at one scale. Pixels of another size are said; with `resample` the scene is brought to the size of
+    the training pixels, from its own corner.
+
+    Raises:
+        SetupError: `resample`, and the size of the pixels is unknown on either side.
+    """
+    place = raster.header(path)
+    trained, here = network.pixel_size, pixel_size(place)
+    if not trained or not here:
+        if resample:
+            raise SetupError(f"--resample_to_training: {path if trained else network.path} does not tell how large its pixels are on the ground; leave the flag out.")
+        return None
+    scale = [trained[i] / here[i] * metres_of(trained[2], place)[i] / metres_of(here[2], place)[i] for i in (0, 1)]  # of columns, rows
+    apart = max(abs(math.log(part)) for part in scale)
+    sizes = f"{path}: pixels of {told(here)}; the network was trained on {told(trained)}"
+    if not resample:
+        if apart > OTHER:
+            say(f"warning: {sizes}: expect a poorer map, or give --resample_to_training")
+        return None
+    if apart <= ALIKE:
+        return None
+    grid = raster.Grid(f"--resample_to_training of {path}", math.ceil(round(place.height / scale[1], 3)), math.ceil(round(place.width / scale[0], 3)), place.crs,
+                       place.transform * place.transform.scale(*scale))
+    say(f"resampled {sizes}; the map has {grid.height} x {grid.width} pixels of that size")
+    return grid
+
+
+def metres_of(unit, place):
+    """About how long a unit of pixel size is on the ground, along rows and along columns, where the raster.Header `place` lies."""
+    if unit == "degree":
+        return METRES_PER_DEGREE * math.cos(math.radians(latitude(place))), METRES_PER_DEGREE
+    return ({"foot": 0.3048, "US survey foot": 1200 / 3937}.get(unit, 1.0),) * 2
+
+
+def told(size):
+    """A pixel size in words."""
+    width, height, unit = size
+    sides = f"{width:g}" if abs(width / height - 1) < ALIKE else f"{width:g} x {height:g}"
+    return f"{sides} {unit}" + (f" (about {height * METRES_PER_DEGREE:.3g} m)" if unit == "degree" else "")
+
+
+def scene_bands(network, path, asked=None, say=print):
+    """Which bands of the scene at `path` the network takes, as numbers from 1.
+
+    Those that are `asked` for; else by name where the scene names all of them, else by place. An alpha band the network does
+    not count is a mask.
+
+    Args:
+        asked: numbers or names, in the network's order.
+    Raises:
+        SetupError: the scene's bands do not fit; both are named.
+    """
+    with raster.open_raster(path) as src:
+        names, colour = band_names(src), [number for number in src.indexes if not called_alpha(src, number)]
+    wanted = network.input["names"] if network.input else [f"band_{i + 1}" for i in range(network.in_channels)]
+    if asked:
+        found = choose_bands(names, asked, path)
+        if len(found) != len(wanted):
+            raise SetupError(f"--bands: names {len(found)} bands ({listing([names[number - 1] for number in found], 13)}); the network takes {len(wanted)} ({listing(wanted, 13)}), "
+                             "name one for each, in this order.")
+        warn_of_others([names[number - 1] for number in found], wanted, path, say)
+        return found
+    if not network.input:
+        if network.in_channels not in (len(names), len(colour)):
+            raise DataError(f"{path}: has {len(names)} bands; the network takes {network.in_channels}. Give it a scene of these bands, in training order, or choose them with --bands.")
+        return list(range(1, len(names) + 1)) if network.in_channels == len(names) else colour
+    if not all(names.count(name) == 1 for name in wanted) or not all(map(speaks, wanted)):
+        return bands_by_place(network.input, names, colour, path, say)
+    found = [names.index(name) + 1 for name in wanted]
+    if found != network.input["of_scene"] and len(names) == network.input["scene_count"]:
+        say(f"note: {path}: bands {listing(wanted, 13)} taken by name, from {listing(found, 13)}")
+    return found
+
+
+def bands_by_place(trained, names, colour, path, say):
+    """The bands of a scene that does not name those the network was trained on; `colour` are its bands but for alpha."""
+    wanted, expected = trained["names"], trained["scene_count"]
+    everything = list(range(1, len(names) + 1))
+    whole = next((bands for bands in (everything, colour) if len(bands) == expected), None)
+    same = next((bands for bands in (everything, colour) if len(bands) == len(wanted)), None)
+    if whole:
+        found = [whole[place - 1] for place in trained["of_scene"]]
+    elif same:
+        found = same
+        say(f"note: {path}: its {len(same)} bands are taken as {listing(wanted, 13)}, in this order")
+    else:
+        raise DataError(f"{path}: has {len(names)} bands ({listing(names, 13)}); the network was trained on {listing(wanted, 13)} of scenes with "
+                        f"{expected} bands; give a scene with the same bands, or choose them with --bands.")
+    warn_of_others([names[number - 1] for number in found], wanted, path, say)
+    return found
+
+
+def warn_of_others(names, wanted, path, say):
+    """Say where bands that are told by name on both sides go by different names."""
+    if any(map(speaks, names)) and any(map(speaks, wanted)) and names != wanted:
+        say(f"warning: {path}: bands {listing(names, 13)} are taken by place for {listing(wanted, 13)}; if they are other bands, the map is wrong")
+
+
+def speaks(name):
+    """Does a band's name tell more than its place?"""
+    return not re.fullmatch(r"band_\d+", name)
