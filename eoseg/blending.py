@@ -35,7 +35,7 @@ def arrived(finished):
     if finished.event is not None:
         finished.event.synchronize()
     classes, confidence, counts, bins, total, finite = (None if part is None else part.numpy() for part in finished[:6])
-    return Finished(classes, confidence, counts, bins, int(total), bool(finite))
+    return Finished(classes, confidence, counts, bins, round(float(total) * ONE), bool(finite))
 
 
 class Blending:
@@ -56,13 +56,14 @@ class Blending:
         self.known = torch.zeros(shape, dtype=torch.bool, device=self.device)
         self.valid = np.zeros(shape, bool)  # the same, where the program is
         self.row_weights, self.col_weights = (torch.from_numpy(axis.weights).to(self.device) for axis in (rows, cols))
+        self.tiles = torch.empty(0)  # what goes through the network, kept: new memory costs more than filling it
 
     def take(self, rows):
         """Move up by as many rows as come in at the bottom: `reading.Rows`."""
         height, count = self.valid.shape[0], len(rows.valid)
         for part in (*self.inputs.values(), self.sums, self.known):
-            if count < height:
-                part[..., : height - count, :] = part[..., count:, :].clone()
+            stays = part[..., count:, :]
+            part[..., : height - count, :] = stays if 2 * count >= height else stays.clone()  # a copy must not overlap its source
         self.sums[:, height - count :] = 0
         self.valid = np.concatenate([self.valid[count:], rows.valid])
         pixels, known = sent(rows.pixels, self.device), sent(rows.valid, self.device)
@@ -117,28 +118,38 @@ class Blending:
     def _tiles(self, one, some):
         """Tiles as a member of the network wants them: (N, B, H, W), mirrored where they leave the scene."""
         source, height, width = self.inputs[one.normalizer], self.rows.padded, self.cols.padded
-        tiles = torch.empty(len(some), len(source), height, width, device=self.device, memory_format=torch.channels_last)
-        for tile, j in zip(tiles, some):
+        shape = (len(some), len(source), height, width)
+        if self.tiles.shape != shape:
+            self.tiles = torch.empty(shape, device=self.device, memory_format=torch.channels_last)
+        for tile, j in zip(self.tiles, some):
             part = source[:, :, self._columns(j)]
             if one.normalizer.kind == "patch_percentile":
                 part = torch.from_numpy(one.normalizer(part.cpu().numpy(), np.zeros(part.shape, bool))).to(self.device)
             tile.copy_(mirrored(part, height, width))
-        return tiles
+        return self.tiles
 
     def finished(self, count):
         """The uppermost `count` rows of the strip's own columns, on their way from the device."""
-        here = slice(self.strip.left - self.strip.begin, self.strip.right - self.strip.begin)
+        here, nodata = slice(self.strip.left - self.strip.begin, self.strip.right - self.strip.begin), self.options.output_nodata
         classes, confidence = decide(self.sums[:, :count, here], self.options.threshold)
-        known, classes = self.known[:count, here], classes ^ 1 if self.options.background_value else classes
+        classes = classes ^ 1 if self.options.background_value else classes
         finite = torch.isfinite(confidence).all()
-        confidence = torch.where(known, confidence.nan_to_num_(), torch.nan)
-        flat = torch.arange(count, device=self.device)[:, None] * (self.classes + 1) + torch.where(known, classes, self.classes)
-        counts = histogram(flat, count * (self.classes + 1)).view(count, -1)[:, :-1]
-        bins = histogram(torch.where(known, (confidence.nan_to_num() * BINS).long().clamp_(max=BINS - 1), BINS), BINS + 1)[:-1]
-        total = (confidence.nan_to_num() * ONE).long().sum()
-        nodata = self.options.output_nodata
-        classes = torch.where(known, classes, nodata).to(torch.uint8 if nodata <= 255 else torch.int32)
-        return self._sent_back(classes, confidence if self.options.save_confidence else None, counts, bins, total, finite)
+        bins = (confidence.nan_to_num_() * BINS).clamp_(max=BINS - 1).long()
+        places = classes + torch.arange(count, device=self.device)[:, None] * self.classes
+        if not self.valid[:count, here].all():
+            unknown = ~self.known[:count, here]
+            places.masked_fill_(unknown, count * self.classes)
+            bins.masked_fill_(unknown, BINS)
+            confidence.masked_fill_(unknown, 0)
+            classes = classes.masked_fill(unknown, nodata)
+        counts = histogram(places, count * self.classes + 1)[:-1].view(count, -1)
+        total = confidence.sum(dtype=torch.float32 if self.device.type == "mps" else torch.float64)  # exact: of multiples of 1 / ONE
+        classes = classes.to(torch.uint8 if nodata <= 255 else torch.int32)
+        if not self.options.save_confidence:
+            confidence = None
+        elif not self.valid[:count, here].all():
+            confidence.masked_fill_(unknown, torch.nan)
+        return self._sent_back(classes, confidence, counts, histogram(bins, BINS + 1)[:-1], total, finite)
 
     def _sent_back(self, *parts):
         if self.device.type == "cpu":

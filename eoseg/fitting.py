@@ -24,7 +24,7 @@ def open_scene(network, path, options, say=print):
     bands = scene_bands(network, path, options.bands, say)
     options = as_trained(network, options, path, say)
     grid = grid_of(network, path, options.resample_to_training, say)
-    return raster.Scene(path, bands, options.input_nodata, options.require_all_bands, like=grid), options
+    return raster.Scene(path, bands, options.input_nodata, options.require_all_bands, like=grid, threads=raster.THREADS), options
 
 
 def as_trained(network, options, path, say):

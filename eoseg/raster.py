@@ -74,10 +74,11 @@ class Scene:
         bands: numbers or names; all bands when None, except an alpha band, which is a mask unless it is named here.
         nodata: value to use in place of the file's tag.
         like: a Scene whose grid this one is brought onto. resampling: how, a name of rasterio's Resampling.
+        threads: that decode its blocks.
     """
 
-    def __init__(self, path, bands=None, nodata=None, require_all_bands=False, like=None, resampling="bilinear"):
-        self.path, self.file, self.require_all_bands = path, open_raster(path, THREADS // 2), require_all_bands
+    def __init__(self, path, bands=None, nodata=None, require_all_bands=False, like=None, resampling="bilinear", threads=THREADS // 2):
+        self.path, self.file, self.require_all_bands = path, open_raster(path, threads), require_all_bands
         names = band_names(self.file)
         colour = [number for number in self.file.indexes if not is_alpha(self.file, number)]
         self.bands = choose_bands(names, bands, path) if bands else colour or [1]
