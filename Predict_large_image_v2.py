@@ -24,6 +24,8 @@ def main(argv=None):
 
     trained = network.load_all(args.model, options)
     summary = predict.predict(trained, args.input, output, options, bar=bar)
+    if options.dry_run:
+        return
     if summary is None:
         return print(f"finished  {output} is complete already; nothing was done")
     print_summary(summary)

@@ -84,10 +84,14 @@ class Blending:
         Args:
             watch: called between batches.
         Yields:
-            (index of the tile's column, its probabilities (C, h, w)) of each.
+            (index of the tile's column, its probabilities (C, h, w)) of each; None for those of a tile without a valid pixel, which never runs.
         """
-        weights = self.row_weights[index][:, None]
-        todo = [j for j in self.strip.tiles if self.valid[:, self._columns(j)].any()]  # tiles without a valid pixel never run
+        weights, todo = self.row_weights[index][:, None], []
+        for j in self.strip.tiles:
+            if self.valid[:, self._columns(j)].any():
+                todo.append(j)
+            else:
+                yield j, None
         while todo:
             watch()
             some, todo = todo[: self.batch], todo[self.batch :]
@@ -108,9 +112,10 @@ class Blending:
                 return torch.cat([averaged([one.probabilities(self._tiles(one, part)) for one in self.network.members]) for part in parts])[..., : self.rows.size, : self.cols.size]
             except torch.OutOfMemoryError:
                 pass  # handled where the error no longer holds on to what the networks had computed
-            if self.batch == 1:
+            most = min(self.batch, len(some))
+            if most == 1:
                 raise SetupError(f"--patch_size {self.options.patch_size}: not even one tile fits the memory of {self.device}; give a smaller one, or --use_amp.")
-            self.batch //= 2
+            self.batch = most // 2
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.say(f"note: the memory of {self.device} does not hold that many tiles: {self.batch} at once from here on")

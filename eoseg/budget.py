@@ -14,7 +14,7 @@ from eoseg.raster import CACHE
 from eoseg.tiles import Window
 from eoseg.tiling import narrow_enough, strips_of, widest
 
-SPARE = 0.8  # of the free memory: what a run takes unless it is told
+SPARE = 0.5  # of the free memory: what a run takes unless it is told; strips cost little
 READY = 0.25  # of the limit: rows that need less are not worth a try of the network
 PACKED = 0.5, 1.1  # bytes of a finished map, with overviews, to a byte of it in the making: classes, confidence
 
@@ -109,55 +109,57 @@ def costs_of(network, scene, rows, cols, options, strips=None):
         most = min(most, int(SPARE * free - (trial.bytes if trial else 0)) // column.device)
     found = strips_of(cols, strips) if strips else strips_of(cols, 1) if not trial else narrow_enough(cols, most)
     if found is None:
-        need = base + column.host * cols.size
-        raise SetupError(f"--max_memory {memory.shown(limit)}: the narrowest strip, one tile of {rows.size} x {cols.size} pixels, takes about {memory.shown(need)}; "
+        narrowest = widest(strips_of(cols, len(cols.starts)))  # a tile, and those it overlaps
+        need = base + column.host * narrowest
+        raise SetupError(f"--max_memory {memory.shown(limit)}: the narrowest strip, {narrowest} columns for tiles of {rows.size} x {cols.size} pixels, takes about {memory.shown(need)}; "
                          "give more, or a smaller --patch_size." + (f" The memory of {network.device} may be what is short." if gpu and need <= limit else ""))
     return Costs(len(found), base + column.host * widest(found), limit, trial)
 
 
-def disk_bytes(pixels, save_confidence, itemsize):
-    """Bytes that the map takes on disk: in the making, and about as much more when it is finished."""
-    parts = pixels * itemsize, pixels * 4 * save_confidence
+def disk_bytes(pixels, options):
+    """Bytes that the map takes on disk: in the making, and about how many more when it is finished."""
+    parts = pixels * (1 if options.output_nodata <= 255 else 2), pixels * 4 * options.save_confidence
     return sum(parts), int(np.dot(parts, PACKED))
 
 
+def free_disk(output):
+    """Bytes that are free where `output` is to lie, and the folder that is there already."""
+    there = next(folder for folder in output.resolve().parents if folder.exists())
+    return shutil.disk_usage(there).free, there
+
+
 def check_disk(output, pixels, options, held=0):
-    """Refuse a map that the disk cannot hold; give what it takes and what is free.
+    """Refuse a map that the disk cannot hold.
 
     Args:
         held: bytes that lie there from a run which is gone on with.
-    Returns:
-        bytes in the making, bytes finished, bytes free.
     """
-    there = next(folder for folder in output.resolve().parents if folder.exists())
-    free = shutil.disk_usage(there).free + held
-    making, done = disk_bytes(pixels, options.save_confidence, 1 if options.output_nodata <= 255 else 2)
-    if making + done // 4 > free:
-        raise SetupError(f"--output {output}: the map takes about {memory.shown(making + done)} while it is made, {memory.shown(free)} are free in {there}; free some space, or choose another disk.")
-    return making, done, free
+    free, there = free_disk(output)
+    making, done = disk_bytes(pixels, options)
+    if making + done // 4 > free + held:
+        raise SetupError(f"--output {output}: the map takes about {memory.shown(making + done)} while it is made, {memory.shown(free + held)} are free in {there}; free some space, or choose another disk.")
 
 
-def tiles_within(area, rows, cols):
-    """How many tiles meet the area of interest, as far as outlines tell; all without one."""
-    if area is None:
-        return len(rows.starts) * len(cols.starts)
-    return sum(len(area.hits(Window(row, col, rows.size, cols.size))) > 0 for row in rows.starts for col in cols.starts)
+def tiles_within(area, rows, cols, strips):
+    """How many tiles meet the area of interest, as far as outlines tell (all without one), and how many runs strips add to that."""
+    met = [len(rows.starts) if area is None else sum(len(area.hits(Window(row, col, rows.size, cols.size))) > 0 for row in rows.starts) for col in cols.starts]
+    runs = np.bincount(np.concatenate([strip.tiles for strip in strips]))  # of each column of tiles
+    return sum(met), int(np.dot(met, runs - 1))
 
 
 def report(output, scene, rows, cols, area, options, costs):
     """What --dry_run prints: a list of lines."""
     strips = strips_of(cols, costs.strips)
-    count, again = tiles_within(area, rows, cols), len(rows.starts) * (sum(len(strip.tiles) for strip in strips) - len(cols.starts))
-    making, done, free = check_disk(output, scene.height * scene.width, options)
+    count, again = tiles_within(area, rows, cols, strips)
+    making, done = disk_bytes(scene.height * scene.width, options)
     hours = costs.tried.seconds * (count + again) / 3600
-    lines = [
+    return [
         f"tiles     {count:,}{' that meet --aoi' if area else ''} ({len(rows.starts)} x {len(cols.starts)} of {rows.size} x {cols.size} pixels, {options.blend} blending)"
-        + (f", {again:,} of them twice" if again else "") + "; those without a valid pixel are not run",
+        + (f", {again:,} runs more where strips meet" if again else "") + "; those without a valid pixel are not run",
         f"memory    about {memory.shown(costs.memory)} of {memory.shown(costs.limit)}; {costs.strips} strip{'s' * (costs.strips > 1)} of at most {widest(strips):,} columns",
-        f"disk      {memory.shown(making)} while the map is made, then about {memory.shown(done)}; {memory.shown(free)} free",
+        f"disk      {memory.shown(making)} while the map is made, then about {memory.shown(done)}; {memory.shown(free_disk(output)[0])} free",
         f"time      about {spelled(hours)} for the network, {costs.tried.seconds:.3g} s a tile as tried just now; reading and writing go on meanwhile",
     ]
-    return lines
 
 
 def spelled(hours):

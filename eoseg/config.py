@@ -308,7 +308,7 @@ class PredictionConfig:
     device: str = option("auto", "auto, cpu, cuda, cuda:1 ...; auto is cuda when there is one")
     use_amp: bool = option(False, "mixed precision: bfloat16 where the hardware has it, else float16 on CUDA")
     compile: bool = option(False, "have torch.compile translate the network: minutes first, quicker then")
-    max_memory: Optional[int] = option(None, "memory the run may take, e.g. 8GB; a wide scene is cut into strips", type=size, none="four fifths of what is free")
+    max_memory: Optional[int] = option(None, "memory the run may take, e.g. 8GB; a wide scene is cut into strips", type=size, none="half of what is free")
     input_nodata: Optional[float] = option(None, "scene value that means no data", none="the file's tag")
     require_all_bands: bool = option(False, "a pixel counts only when every band holds data")
     output_nodata: int = option(255, "map value of pixels without data", type=at_least(0))

@@ -72,7 +72,7 @@ def metres_of(unit, place):
     """About how long a unit of pixel size is on the ground, along rows and along columns, where the raster.Header `place` lies."""
     if unit == "degree":
         return METRES_PER_DEGREE * math.cos(math.radians(latitude(place))), METRES_PER_DEGREE
-    return ({"foot": 0.3048, "US survey foot": 1200 / 3937}.get(unit, 1.0),) * 2
+    return ({"kilometre": 1000.0, "foot": 0.3048, "US survey foot": 1200 / 3937}.get(unit, 1.0),) * 2
 
 
 def told(size):

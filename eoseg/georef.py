@@ -57,7 +57,7 @@ def ground_width(place):
 def pixel_size(place):
     """Width and height of the pixels of a `raster.Header` and their unit, as a list; None when it is not georeferenced."""
     t, crs = place.transform, place.crs
-    if t.is_identity or not crs:
+    if t.is_identity or not crs or not (crs.is_projected or crs.is_geographic):
         return None
     return [float(np.hypot(t.a, t.d)), float(np.hypot(t.b, t.e)), crs.linear_units if crs.is_projected else "degree"]
 

@@ -22,6 +22,11 @@ def journal_of(target):
     return files.part_of(target, "journal.part")
 
 
+def parts_of(target):
+    """The files that a map at `target` grows in: classes, confidence."""
+    return files.part_of(target, "rows.part"), files.part_of(target, "confidence.part")
+
+
 def in_the_making(target):
     """Has a run begun a map at `target` that is not finished? A journal torn in its first line has nothing to go on with."""
     journal = journal_of(target)
@@ -62,8 +67,7 @@ class MapFile:
         dtype = "uint8" if nodata <= 255 and len(classes) <= 255 else "uint16"
         kept = {key: value for key, value in settings.items() if key != "scene_time"}  # the same map again has the same bytes
         self.look = {**look, "tags": {SETTINGS: json.dumps(kept)}, "dtype": dtype, "nodata": nodata, "description": "class", "colours": palette, "names": classes}
-        self.raw = files.part_of(target, "rows.part")
-        self.raw_confidence = files.part_of(target, "confidence.part") if confidence else None
+        self.raw, self.raw_confidence = parts_of(target)
         self.journal = journal_of(target)
         self.areas = pixel_areas(look["transform"], look["crs"], look["height"], look["width"])
         self.strip, self.row, self.pixels, self.area = 0, 0, np.zeros(len(classes), np.int64), np.zeros(len(classes))
@@ -75,7 +79,7 @@ class MapFile:
 
     def _parts(self):
         """Raw files and the type of a pixel in each."""
-        return [(self.raw, np.dtype(self.look["dtype"]))] + ([(self.raw_confidence, np.dtype(np.float32))] if self.raw_confidence else [])
+        return [(self.raw, np.dtype(self.look["dtype"]))] + ([(self.raw_confidence, np.dtype(np.float32))] if self.confidence else [])
 
     def _begin(self, settings):
         self.target.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +157,7 @@ class MapFile:
 
     def discard(self):
         """Remove what is not finished."""
-        for path in (self.raw, files.part_of(self.target, "confidence.part"), self.journal):
+        for path in (self.raw, self.raw_confidence, self.journal):
             path.unlink(missing_ok=True)
 
     def summary(self):

@@ -17,7 +17,7 @@ from eoseg.deciding import decide
 from eoseg.errors import SetupError, listing
 from eoseg.fitting import open_scene
 from eoseg.labels import open_area
-from eoseg.mapfile import SETTINGS, MapFile, check_settings, in_the_making, strips_begun
+from eoseg.mapfile import SETTINGS, MapFile, check_settings, in_the_making, parts_of, strips_begun
 from eoseg.network import network_size
 from eoseg.parallel import Behind, ahead
 from eoseg.quickening import quicken
@@ -57,12 +57,13 @@ def predict(network, path, output, options, say=print, bar=lambda items, **setti
 
 
 def plan(network, path, output, options, say):
-    """Say what a map will cost; nothing is written."""
-    refuse_existing(output, path, options)
+    """Say what a map will cost, and what will keep it from being made; nothing is written."""
     job = Job(network, path, output, options, say)
     with job.scene:
         for line in budget.report(output, job.scene, job.rows, job.cols, job.area, job.options, job.costs()):
             say(line)
+        refuse_existing(output, path, options)
+        budget.check_disk(output, job.scene.height * job.scene.width, job.options)
         say("dry run   nothing was written")
 
 
@@ -94,11 +95,11 @@ class Job:
         scene, options, output, names = self.scene, self.options, self.output, self.network.class_names
         look = {"height": scene.height, "width": scene.width, "crs": scene.crs, "transform": scene.transform}
         confidence = beside(output, "_confidence.tif") if options.save_confidence else None
+        held = sum(getattr(part.stat(), "st_blocks", 0) * 512 for part in parts_of(output) if part.exists())
+        budget.check_disk(output, scene.height * scene.width, options, held)
         if options.save_patches and not options.resume:
             for old in beside(output, "_patches").glob("patch_*.tif"):  # of other tiles, perhaps
                 old.unlink()
-        held = sum(part.stat().st_blocks * 512 for part in output.parent.glob(f".{output.name}.*.part") if hasattr(part.stat(), "st_blocks"))
-        budget.check_disk(output, scene.height * scene.width, options, held)
         canvas = MapFile(output, look, names, plots.colours(names), options.output_nodata, confidence, self.settings, costs.strips, options.resume)
         if canvas.strip or canvas.row:
             self.say(f"resumed   after row {canvas.row}" + (f" of strip {canvas.strip + 1} of {canvas.strips}" if canvas.strips > 1 else ""))
@@ -184,27 +185,39 @@ def spans_of(jobs, rows):
 
 
 def fill(canvas, job, bar):
-    """Predict block row after block row. A reader stays ahead, a writer comes behind; the first error in either ends the run at once."""
-    strips, blending = strips_of(job.cols, canvas.strips), None
-    jobs, reader = jobs_of(canvas, job.rows, strips), RowReader(job.scene, job.rows.size, job.area)
-    done = (canvas.strip, canvas.row)
+    """Predict what is left to do, and show how far it has come."""
+    strips = strips_of(job.cols, canvas.strips)
+    jobs = jobs_of(canvas, job.rows, strips)
+    for _ in bar(tile_by_tile(canvas, job, strips, jobs), desc="predicting", total=sum(len(strip.tiles) for strip, _ in jobs), unit="tile"):
+        pass
+
+
+@torch.inference_mode()
+def tile_by_tile(canvas, job, strips, jobs):
+    """Predict block row after block row. A reader stays ahead, a writer comes behind; the first error in either ends the run at once.
+
+    Yields:
+        once for each tile, run or left out.
+    """
+    reader, written = RowReader(job.scene, job.rows.size, job.area), (canvas.strip, canvas.row)
+    blending, batch = None, budget.batch_of(job.network, job.options)
     with Behind(most=2) as behind, closing(ahead(reader.read(spans_of(jobs, job.rows)))) as coming:
         def watch():
             reader.check()
             behind.check()
 
-        for (strip, index), rows in zip(bar(jobs, desc="predicting", unit="row"), coming):
+        for strip, index in jobs:
             if blending is None or blending.strip is not strip:
-                blending = None  # its memory first
-                blending = Blending(job.network, job.rows, job.cols, strip, job.options, budget.batch_of(job.network, job.options), job.say)
-            with torch.inference_mode():
-                blending.take(rows)
-                for j, probability in blending.add(index, watch):
-                    if job.options.save_patches:
-                        save_tile(probability, blending, index, j, job)
-                first, after = job.rows.starts[index], job.rows.finished(index)
-                if (strips.index(strip), after) > done:
-                    behind(put, canvas, strip, first, blending.finished(after - first), job)
+                batch, blending = blending.batch if blending else batch, None  # its memory first
+                blending = Blending(job.network, job.rows, job.cols, strip, job.options, batch, job.say)
+            blending.take(next(coming))
+            for j, probability in blending.add(index, watch):
+                if probability is not None and job.options.save_patches:
+                    save_tile(probability, blending, index, j, job)
+                yield
+            first, after = job.rows.starts[index], job.rows.finished(index)
+            if (strips.index(strip), after) > written:
+                behind(put, canvas, strip, first, blending.finished(after - first), job)
         behind.wait()
 
 

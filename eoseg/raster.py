@@ -208,7 +208,7 @@ def aligned(src, scene, resampling="nearest", nodata=None, alpha=None):
     try:
         return WarpedVRT(src, crs=scene.crs, transform=scene.transform, width=scene.width, height=scene.height, resampling=Resampling[resampling],
                          src_nodata=nodata, nodata=nodata, add_alpha=alpha is None, tolerance=1e-6,  # pixels; rasterio fails on a tolerance of 0
-                         UNIFIED_SRC_NODATA="NO", **empty)
+                         UNIFIED_SRC_NODATA="PARTIAL", **empty)  # each band by itself, but no pixel grows where no band holds data
     except (RasterioError, CPLE_BaseError):
         raise DataError(f"{src.name}: nothing leads from its CRS to that of {scene.path}; give both the same with gdal_edit.py -a_srs.") from None
 

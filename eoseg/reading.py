@@ -20,23 +20,20 @@ class RowReader:
     """Reads rows of a scene from top to bottom, strip after strip of columns.
 
     Args:
-        scene: an open raster.Scene. tallest: rows that a band may ask for.
+        scene: an open raster.Scene. tallest: rows that a band may ask for: those of a tile.
         area: a labels.Drawn, outside of which nothing is mapped; None: all of the scene.
     """
 
     def __init__(self, scene, tallest, area=None):
-        self.scene, self.area = scene, area
+        self.scene, self.tallest, self.area = scene, tallest, area
         self.block = scene.block_height if scene.block_height <= tallest else 1  # whole rows of blocks, unless those are taller than what is wanted
         self.kept = None  # Rows that were decoded with others and not asked for yet
         self.failed = None
 
     def read(self, spans):
-        """Yield the Rows of each span, a Window. Those of the same columns follow each other without a gap."""
-        columns = None
+        """Yield the Rows of each span, a Window. Those of the same columns follow each other without a gap, to the scene's last row."""
         try:
             for span in spans:
-                if (span.col, span.width) != columns:
-                    self.kept, columns = None, (span.col, span.width)
                 yield self._rows(span)
         except BaseException as error:
             self.failed = error  # for those who look before its turn comes
@@ -60,13 +57,13 @@ class RowReader:
         return whole
 
     def _decode(self, window):
-        """A window in the scene's own type; where the area leaves it out, it is not read."""
-        inside = self.area.read(window) > 0 if self.area else True
-        if not np.any(inside):
+        """A window in the scene's own type; it is not read where no band that holds some of it meets the area."""
+        reach = Window(window.row - self.tallest, window.col, window.height + 2 * self.tallest, window.width)  # of those bands: a tile in the area sees what lies around it
+        if self.area and not len(self.area.hits(reach)):
             return Rows(window.row, np.zeros((len(self.scene.bands), *window[2:]), self.scene.dtype), None, np.zeros(window[2:], bool))
         pixels, missing, valid = self.scene.read(window)
         whole = valid.all() and not missing.any()
-        return Rows(window.row, pixels, None if whole else missing | ~valid, valid & inside)
+        return Rows(window.row, pixels, None if whole else missing | ~valid, valid & (self.area.read(window) > 0) if self.area else valid)
 
 
 def part_of(rows, begin):

@@ -1,5 +1,6 @@
 """Where the tiles of a scene lie, how they blend, and how a wide scene is cut into strips of columns."""
 
+from bisect import bisect_right
 from typing import NamedTuple
 
 from eoseg.tiles import blend_weights, starts
@@ -45,7 +46,7 @@ def strips_of(axis, count):
     found = []
     for first, after in zip(edges, edges[1:]):
         left, right = axis.starts[first] if first else 0, axis.finished(after - 1)
-        earliest = next(i for i, start in enumerate(axis.starts) if start + axis.size > left)
+        earliest = bisect_right(axis.starts, left - axis.size)
         found.append(Strip(left, right, range(earliest, after), axis.starts[earliest], axis.starts[after - 1] + axis.size))
     return found
 
@@ -56,11 +57,8 @@ def widest(strips):
 
 
 def narrow_enough(axis, most):
-    """As few strips as see at most `most` columns each; None when even one tile sees more."""
-    if axis.size > most:
+    """As few strips as see at most `most` columns each; None when not even the narrowest do."""
+    if widest(strips_of(axis, len(axis.starts))) > most:
         return None
-    for count in range(max(1, -(-axis.length // most)), len(axis.starts) + 1):
-        found = strips_of(axis, count)
-        if widest(found) <= most:
-            return found
-    return None
+    counts = range(-(-axis.length // most), len(axis.starts) + 1)
+    return next(found for found in (strips_of(axis, count) for count in counts) if widest(found) <= most)

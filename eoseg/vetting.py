@@ -11,6 +11,8 @@ from eoseg.errors import DataError
 from eoseg.vrt import sources_of
 
 BIGGEST_BLOCK = 2**30  # bytes; one block must fit in memory, and no sane writer makes larger ones
+SANE_BLOCK = 2**26  # bytes; writers that leave blocks out make smaller ones
+LISTED = 6  # bytes that each block takes in the list of blocks, at least
 MOST_SHRUNK = 10**5  # bytes of pixels to one byte of file: zstd makes some 20,000 of a constant image, nothing makes more
 
 
@@ -55,8 +57,23 @@ def check_header(src, path):
     rows, cols = src.block_shapes[0]
     each = np.dtype(src.dtypes[0]).itemsize
     block, whole = rows * cols * each, src.height * src.width * src.count * each
-    if Path(path).is_file() and whole > MOST_SHRUNK * Path(path).stat().st_size:
+    if Path(path).is_file() and whole > MOST_SHRUNK * Path(path).stat().st_size and not is_sparse(src, Path(path).stat().st_size, block):
         raise DataError(f"{path}: claims {src.height} x {src.width} pixels in {Path(path).stat().st_size} bytes; it is damaged, copy or download it again.")
     if block > BIGGEST_BLOCK:
         raise DataError(f"{path}: one block of {cols} x {rows} pixels would take {block / 2**30:.1f} GiB; "
                         f"rewrite it in tiles: gdal_translate -co TILED=YES {path} tiled.tif")
+
+
+def is_sparse(src, size, block):
+    """Is a file so small because blocks were left out on purpose, which read as nodata or 0? Its list of all blocks is there then, though they are not.
+
+    Args:
+        src: an open GeoTIFF. size: of the file. block: bytes of a block.
+    """
+    (rows, cols), bands = src.block_shapes[0], src.count if src.interleaving and src.interleaving.name == "band" else 1
+    down, across = -(-src.height // rows), -(-src.width // cols)
+    if block > SANE_BLOCK or size < LISTED * down * across * bands:
+        return False
+    places = {(x, y) for y in np.linspace(0, down - 1, 32).astype(int).tolist() for x in np.linspace(0, across - 1, 32).astype(int).tolist()}
+    stored = sum(src.get_tag_item(f"BLOCK_OFFSET_{x}_{y}", "TIFF", bidx=1) is not None for x, y in places)
+    return stored / len(places) * src.height * src.width * bands * block / (rows * cols) <= MOST_SHRUNK * size

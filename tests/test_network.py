@@ -1,17 +1,14 @@
 """A checkpoint becomes a network: its own and the older system's, with the right bands and normalisation."""
 
-import re
-
 import numpy as np
 import pytest
-import rasterio
 import torch
 from conftest import coded, write_raster
-from tinynet import Point, Spy, by_hand, identity, mapped, opened, remainder, save
+from tinynet import Point, Spy, by_hand, mapped, save
 
-from eoseg import fitting, models, network, predict
+from eoseg import models, network
 from eoseg.config import PredictionConfig
-from eoseg.errors import DataError, SetupError
+from eoseg.errors import SetupError
 from eoseg.normalize import Normalizer
 from eoseg.unet import UNetDropout
 
@@ -171,78 +168,3 @@ def test_cuda_is_not_replaced_in_silence(tmp_path, point_models):
         pytest.skip("needs a machine without CUDA")
     with pytest.raises(SetupError, match="^--device cuda: this machine offers 0 CUDA devices"):
         load(save(tmp_path / "m.pth", Point(3, 4)), device="cuda")
-
-
-# ---------------------------------------------------------------- bands
-
-
-def bands_of(tmp_path, names, taken=None, trained=None, **options):
-    """scene_bands for a scene with bands `names`, and what is said; the network took `taken` of the bands `trained`."""
-    taken = taken or trained
-    kept = {"of_patch": list(range(len(taken))), "names": taken, "of_scene": [trained.index(n) + 1 for n in taken], "scene_count": len(trained)}
-    said = []
-    net = by_hand(tmp_path, None, len(taken), input=kept)
-    scene = write_raster(tmp_path / "s.tif", coded(8, 8, len(names)), names=[] if names[0] == "band_1" else names, **options)
-    return fitting.scene_bands(net, scene, say=said.append), " ".join(said)
-
-
-PLAIN = ["band_1", "band_2", "band_3"]
-
-
-@pytest.mark.parametrize("names, taken, trained, found, says", [
-    (["blue", "green", "red"], None, ["blue", "green", "red"], [1, 2, 3], ""),
-    (["red", "green", "blue"], None, ["blue", "green", "red"], [3, 2, 1], "taken by name"),
-    (["red", "nir", "green", "blue", "swir"], None, ["blue", "green", "red"], [4, 3, 1], ""),
-    (["blue", "green", "red", "nir"], ["nir", "red"], ["blue", "green", "red", "nir"], [4, 3], ""),
-    (["nir", "red"], ["nir", "red"], ["blue", "green", "red", "nir"], [1, 2], ""),
-    (PLAIN, None, PLAIN, [1, 2, 3], ""),
-    (PLAIN, None, ["blue", "green", "red"], [1, 2, 3], ""),
-    (PLAIN, ["red", "blue"], ["blue", "green", "red"], [3, 1], ""),
-    (["band_1", "band_2"], ["red", "blue"], ["blue", "green", "red"], [1, 2], "2 bands are taken as red, blue"),
-    (["B8", "B4", "B3"], None, ["blue", "green", "red"], [1, 2, 3], "warning: .*B8, B4, B3 are taken by place for blue, green, red"),
-    (["band_B4", "band_B3"], None, ["band_B3", "band_B4"], [2, 1], "taken by name"),
-])
-def test_bands_are_found_by_name_then_by_place(tmp_path, names, taken, trained, found, says):
-    got, said = bands_of(tmp_path, names, taken, trained)
-    assert got == found
-    assert re.search(says, said) if says else not said
-
-
-@pytest.mark.parametrize("names, taken, trained", [
-    (["a", "b", "c", "d"], None, ["blue", "green", "red"]),
-    (["a", "b"], None, ["blue", "green", "red"]),
-    (["red", "green"], None, ["blue", "green", "red"]),
-])
-def test_a_scene_with_other_bands_is_refused_naming_both(tmp_path, names, taken, trained):
-    with pytest.raises(DataError, match=rf"s.tif: has {len(names)} bands \({', '.join(names)}\); the network was trained on blue, green, red of scenes with 3"):
-        bands_of(tmp_path, names, taken, trained)
-
-
-def test_an_alpha_band_the_network_was_not_trained_with_is_a_mask(tmp_path):
-    assert bands_of(tmp_path, [*PLAIN, "band_4"], None, PLAIN, photometric="rgb", alpha="yes")[0] == [1, 2, 3]
-    assert bands_of(tmp_path, [*PLAIN, "band_4"], PLAIN, [*PLAIN, "band_4"], photometric="rgb", alpha="yes")[0] == [1, 2, 3]
-    older_one = by_hand(tmp_path, None, 3)
-    assert fitting.scene_bands(older_one, tmp_path / "s.tif") == [1, 2, 3]
-    assert fitting.scene_bands(older_one._replace(in_channels=4), tmp_path / "s.tif") == [1, 2, 3, 4]
-    with pytest.raises(DataError, match="s.tif: has 4 bands; the network takes 2"):
-        fitting.scene_bands(older_one._replace(in_channels=2), tmp_path / "s.tif")
-
-
-def test_a_reordered_scene_gives_the_same_map(tmp_path):
-    pixels, names = coded(50, 60), ["blue", "green", "red"]
-    kept = {"of_patch": [0, 1], "names": ["red", "blue"], "of_scene": [3, 1], "scene_count": 3}
-    net = by_hand(tmp_path, Spy(remainder(7)), 2, 7, input=kept, normalizer=identity(2))
-    write_raster(tmp_path / "a.tif", pixels, names=names)
-    write_raster(tmp_path / "b.tif", pixels[[1, 2, 0]], names=["green", "red", "blue"])
-    for name in "ab":
-        mapped(net, tmp_path / f"{name}.tif", tmp_path / f"m{name}.tif")
-        assert (opened(tmp_path / f"m{name}.tif") == pixels[2] % 7).all()
-
-
-def test_another_pixel_size_is_said(tmp_path):
-    net, scene = by_hand(tmp_path, Spy(remainder(3)), classes=3, pixel_size=[10.0, 10.0, "metre"]), tmp_path / "s.tif"
-    for size, warned in ((10, False), (10.2, False), (30, True)):
-        said = []
-        write_raster(scene, coded(20, 20, 1), transform=rasterio.Affine(size, 0, 5e5, 0, -size, 48e5))
-        predict.predict(net, scene, tmp_path / "m.tif", PredictionConfig(overwrite=True), say=said.append)
-        assert any("pixels of 30 metre; the network was trained on 10 metre" in line for line in said) == warned

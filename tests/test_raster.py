@@ -233,6 +233,26 @@ def test_a_header_that_claims_more_than_the_file_can_hold_is_refused(tmp_path, b
         raster.open_raster(path)
 
 
+@pytest.mark.parametrize("filled", [0, 2])
+def test_a_sparse_file_is_not_taken_for_a_damaged_one(tmp_path, filled):
+    path = tmp_path / "sparse.tif"
+    with rasterio.open(path, "w", driver="GTiff", width=8192, height=32768, count=4, dtype="uint16", sparse_ok=True, tiled=True, blockxsize=512, blockysize=512, compress="deflate") as dst:
+        for row in range(filled):
+            dst.write(np.full((4, 512, 512), 7, "uint16"), window=((row * 512, row * 512 + 512), (0, 512)))
+    with raster.Scene(path) as scene:
+        assert (scene.height * scene.width * 8) / path.stat().st_size > 50_000
+        assert scene.read(Window(500, 500, 20, 20))[0].max() == (7 if filled else 0)
+
+
+def test_a_short_file_that_lists_no_blocks_is_not_taken_for_a_sparse_one(tmp_path):
+    path = tmp_path / "cut.tif"
+    with rasterio.open(path, "w", driver="GTiff", width=65535, height=65535, count=1, dtype="uint16", sparse_ok=True, tiled=True, blockxsize=512, blockysize=512):
+        pass
+    save(path, path.read_bytes()[:1000])
+    with pytest.raises(DataError, match="cut.tif"):
+        raster.open_raster(path)
+
+
 def test_one_block_too_large_for_memory_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("eoseg.vetting.BIGGEST_BLOCK", 1000)
     with pytest.raises(DataError, match="one block of 40 x 30 pixels .*TILED=YES"):

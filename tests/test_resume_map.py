@@ -10,6 +10,7 @@ import rasterio
 from conftest import ROOT, coded, write_raster
 from tinynet import Spy, by_hand, mapped, opened, remainder
 
+from eoseg.budget import Costs
 from eoseg.errors import SetupError
 
 
@@ -53,6 +54,33 @@ def test_a_run_cut_off_and_resumed_gives_the_same_bytes(tmp_path, overlap, after
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     if after > 10:
         assert len(network.net.seen) < len(range(0, 236, 64 - overlap)) * 2 + 2
+    assert not list((tmp_path / "b").glob(".*"))
+
+
+def cut(monkeypatch, count):
+    """Have new maps made in `count` strips of columns."""
+    monkeypatch.setattr("eoseg.budget.costs_of", lambda network, scene, rows, cols, options, strips=None: Costs(strips or count, 0, 1, None))
+
+
+@pytest.mark.parametrize("overlap, after", [(16, 0), (16, 3), (16, 11), (16, 20), (48, 40)])
+def test_a_map_in_strips_goes_on_in_those_it_was_begun_with(tmp_path, monkeypatch, overlap, after):
+    pixels = coded(150, 300, 1)
+    pixels[0, 60:120, :100] = 0
+    scene = write_raster(tmp_path / "s.tif", pixels, nodata=0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    options = {"overlap": overlap, "save_confidence": True}
+    plain = mapped(steady(tmp_path), scene, tmp_path / "a/m.tif", **options)
+    cut(monkeypatch, 3)
+    interrupted(tmp_path, scene, tmp_path / "b/m.tif", after, **options)
+    cut(monkeypatch, 2)  # there is more memory now
+    network = steady(tmp_path)
+    resumed = mapped(network, scene, tmp_path / "b/m.tif", resume=True, **options)
+    assert resumed["confidence"] == plain["confidence"] and resumed["valid_pixels"] == plain["valid_pixels"]
+    for name in ("m.tif", "m_confidence.tif", "m.tif.aux.xml"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    if after == 20:
+        assert len(network.net.seen) < 10
     assert not list((tmp_path / "b").glob(".*"))
 
 
@@ -116,7 +144,7 @@ def test_resuming_over_a_file_of_another_origin_is_refused(tmp_path):
 # ---------------------------------------------------------------- in a process of its own
 
 DRIVER = """
-import resource, sys, time
+import sys, time
 sys.path[:0] = {paths!r}
 import torch
 torch.set_num_threads(1)
@@ -129,7 +157,8 @@ def net(x):
 
 folder, output = Path(sys.argv[1]), Path(sys.argv[2])
 mapped(by_hand(folder, Function(net), classes=7), folder / "s.tif", output, save_confidence=True, resume={resume}, patch_size={size})
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+from eoseg import memory
+print(memory.told("VmHWM"))
 """
 
 
@@ -164,7 +193,7 @@ def test_a_killed_run_and_its_resumption_give_the_same_bytes(tmp_path):
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_height_of_the_scene(tmp_path):
     peaks = []
-    for rows in (2048, 16384):
+    for rows in (4096, 32768):
         with rasterio.open(tmp_path / "s.tif", "w", driver="GTiff", height=rows, width=512, count=1, dtype="uint16", sparse_ok=True, tiled=True,
                            crs="EPSG:32630", transform=rasterio.Affine(10, 0, 5e5, 0, -10, 48e5)):
             pass
@@ -174,4 +203,4 @@ def test_memory_does_not_grow_with_the_height_of_the_scene(tmp_path):
         peaks.append(int(said))
         with rasterio.open(tmp_path / f"{rows}.tif") as src:
             assert src.shape == (rows, 512) and src.read(1).max() == 0
-    assert peaks[1] < 1.15 * peaks[0]
+    assert peaks[1] < 1.1 * peaks[0]

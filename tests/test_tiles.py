@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from eoseg.tiles import Window, around, blend_weights, largest_remainder, next_multiple, regular_windows, snap, starts, strips
+from eoseg.tiles import BLENDS, Window, around, blend_weights, largest_remainder, next_multiple, regular_windows, snap, starts, strips
 
 AXES = [(2048, 512, 128), (2048, 512, 64), (2048, 512, 0), (512, 512, 128), (513, 512, 128), (700, 512, 128), (895, 512, 128), (897, 512, 128), (100, 64, 63),
         (200, 64, 50), (129, 64, 16), (65, 64, 32), (64, 64, 63), (10, 64, 16), (1, 1, 0), (7, 3, 2), (300, 96, 60), (97, 96, 95), (1000, 33, 7)]
@@ -47,9 +47,10 @@ def test_an_overlap_that_leaves_no_step_is_refused(overlap):
         starts(100, 64, overlap)
 
 
+@pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("length, size, overlap", AXES)
-def test_weights_add_up_to_exactly_1_in_float32(length, size, overlap):
-    weights, first = blend_weights(length, size, overlap), starts(length, size, overlap)
+def test_weights_add_up_to_exactly_1_in_float32(length, size, overlap, blend):
+    weights, first = blend_weights(length, size, overlap, blend), starts(length, size, overlap)
     assert weights.shape == (len(first), size) and weights.dtype == np.float32
     total = np.zeros(max(length, size), np.float32)
     for start, weight in zip(first, weights):
@@ -58,9 +59,10 @@ def test_weights_add_up_to_exactly_1_in_float32(length, size, overlap):
     assert (weights >= 0).all() and (weights * 64 == np.rint(weights * 64)).all()
 
 
+@pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("length, size, overlap", AXES)
-def test_outer_sides_and_places_of_one_tile_weigh_1(length, size, overlap):
-    weights, first = blend_weights(length, size, overlap), starts(length, size, overlap)
+def test_outer_sides_and_places_of_one_tile_weigh_1(length, size, overlap, blend):
+    weights, first = blend_weights(length, size, overlap, blend), starts(length, size, overlap)
     seen = np.zeros(max(length, size), int)
     for start in first:
         seen[start : start + size] += 1
@@ -69,18 +71,38 @@ def test_outer_sides_and_places_of_one_tile_weigh_1(length, size, overlap):
     assert weights[0, 0] == weights[-1, -1] == 1  # no dark frame
 
 
-def test_weights_fall_smoothly_towards_the_neighbour():
-    left, right = blend_weights(896, 512, 128)[:, [*range(384, 512)]][0], blend_weights(896, 512, 128)[1, :128]
+@pytest.mark.parametrize("blend", ["cosine", "linear"])
+def test_weights_fall_smoothly_towards_the_neighbour(blend):
+    left, right = blend_weights(896, 512, 128, blend)[0, 384:], blend_weights(896, 512, 128, blend)[1, :128]
     assert np.array_equal(left + right, np.ones(128, np.float32))
     assert (np.diff(left) <= 0).all() and left[0] == 1 and left[-1] == 0 and left[64] == pytest.approx(0.5, abs=1 / 64)
     assert np.abs(np.diff(left)).max() <= 2 / 64
 
 
+@pytest.mark.parametrize("length, size, overlap, blend, steps", [
+    (12, 8, 4, "linear", [56, 40, 24, 8]),  # 7/8, 5/8, 3/8, 1/8
+    (12, 8, 4, "cosine", [62, 44, 20, 2]),  # cos^2 of 90 degrees times 1/8, 3/8 ...
+    (12, 8, 4, "gaussian", [64, 56, 8, 0]),  # 1 / (1 + exp(-6)), 1 / (1 + exp(-2)) ...: an eighth of the tile is 1 pixel
+    (12, 8, 4, "none", [64, 64, 0, 0]),
+    (11, 8, 5, "none", [64, 64, 64, 0, 0]),  # as near to both: the first has it
+])
+def test_what_the_first_of_two_tiles_weighs_where_they_meet_by_hand(length, size, overlap, blend, steps):
+    left, right = blend_weights(length, size, overlap, blend) * 64
+    assert left.tolist() == [64] * (size - overlap) + steps
+    assert right.tolist() == [64 - step for step in steps] + [64] * (size - overlap)
+
+
+def test_without_blending_a_pixel_is_the_nearest_tiles_even_where_three_lie_over_it():
+    first, second, third = (blend_weights(12, 8, 6, "none") > 0).astype(int).tolist()  # middles at 4, 6 and 8
+    assert (first, second, third) == ([1, 1, 1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1, 1, 1])
+
+
+@pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("size, overlap", [(16, 8), (16, 13), (12, 3)])
-def test_blended_probabilities_are_exact_in_any_order(size, overlap):
+def test_blended_probabilities_are_exact_in_any_order(size, overlap, blend):
     height, width = 45, 38
     rng = np.random.default_rng(0)
-    rows, cols = blend_weights(height, size, overlap), blend_weights(width, size, overlap)
+    rows, cols = blend_weights(height, size, overlap, blend), blend_weights(width, size, overlap, blend)
     tiles = [(i, j) for i in range(len(rows)) for j in range(len(cols))]
     probability = rng.integers(0, 2**12 + 1, (len(tiles), size, size)).astype(np.float32) / np.float32(2**12)
 
@@ -98,11 +120,12 @@ def test_blended_probabilities_are_exact_in_any_order(size, overlap):
     assert np.array_equal(blended(range(len(tiles)), np.float64), wanted)  # nothing was rounded
 
 
-def test_a_pixels_own_answer_comes_back_however_it_is_tiled():
+@pytest.mark.parametrize("blend", BLENDS)
+def test_a_pixels_own_answer_comes_back_however_it_is_tiled(blend):
     truth = np.random.default_rng(1).integers(0, 2**12 + 1, 1000).astype(np.float32) / np.float32(2**12)
     for size, overlap in [(64, 0), (64, 32), (100, 99), (33, 7)]:
         total = np.zeros(1000, np.float32)
-        for start, weight in zip(starts(1000, size, overlap), blend_weights(1000, size, overlap)):
+        for start, weight in zip(starts(1000, size, overlap), blend_weights(1000, size, overlap, blend)):
             total[start : start + size] += truth[start : start + size] * weight
         assert np.array_equal(total, truth)
 
