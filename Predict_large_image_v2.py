@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""Map a scene of any size with a trained network.
+"""Map scenes of any size with a trained network.
 
     python Predict_large_image_v2.py --model trained_models/unet_final.pth --input scene.tif --output map.tif
+    python Predict_large_image_v2.py --model folds --input scenes/ 'more/S2_*.tif' --output maps/
 
 Bands, normalisation and classes come from the checkpoint. The map is a Cloud-Optimized GeoTIFF of class numbers with
 colours and class names; --save_confidence adds a map of how sure the network is.
@@ -9,37 +10,44 @@ colours and class names; --save_confidence adds a map of how sure the network is
 
 from pathlib import Path
 
-from eoseg import config, errors, flags
+from eoseg import config, errors, flags, scenes
 
 
 def main(argv=None):
     args = parse(argv)
     options = flags.take(config.PredictionConfig, args)
-    output = output_path(args.output, args.input)
-    from eoseg import (  # torch takes seconds to import: --help and typos need not wait
-        network,
-        predict,
-    )
-    from eoseg.tracking import bar
+    found, many = scenes.scenes_of(args.input)
+    if many and options.polygons and not options.polygons.startswith("."):
+        raise errors.SetupError(f"--polygons {options.polygons}: several scenes need a file each; give the suffix alone, such as .gpkg.")
+    maps = scenes.maps_of(found, folder_for(args.output)) if many else {found[0]: output_path(args.output, found[0])}
+    with errors.at_once():
+        from eoseg import (  # torch takes seconds to import: --help and typos need not wait
+            mapping,
+            network,
+            predict,
+        )
+        from eoseg.tracking import bar
 
     trained = network.load_all(args.model, options)
-    summary = predict.predict(trained, args.input, output, options, bar=bar)
     if options.dry_run:
-        return
-    if summary is None:
-        return print(f"finished  {output} is complete already; nothing was done")
-    print_summary(summary)
-    for ending, wanted in (("_confidence.tif", options.save_confidence), ("_patches", options.save_patches), ("_quicklook.png", options.quicklook)):
-        if wanted:
-            print(f"wrote     {predict.beside(output, ending)}")
-    print(f"wrote     {output}")
+        for scene, output in maps.items():
+            predict.predict(trained, scene, output, options)
+    elif many:
+        index = mapping.map_all(trained, maps, Path(args.output), options, bar=bar)
+        print(f"finished  {index.report()}; {index.path}")
+        if index.failures():
+            raise errors.PartialFailure(index.failures())
+    else:
+        ((scene, output),) = maps.items()
+        print_map(output, options, predict.predict(trained, scene, output, options, bar=bar))
 
 
 def parse(argv):
     parser = flags.Parser(description=__doc__)
     parser.add_argument("--model", required=True, nargs="+", action="extend", metavar="CKPT",
                         help="checkpoint, or a folder that holds one *_final.pth or fold1/ ...; several are averaged")
-    parser.add_argument("--input", required=True, help="scene, any raster GDAL reads")
+    parser.add_argument("--input", required=True, nargs="+", metavar="SCENE",
+                        help="scene, any raster GDAL reads; or several, folders, patterns, text files with a scene per line: --output is a folder then")
     parser.add_argument("--output", required=True, help="the map, a .tif; or a folder, for FOLDER/<input name>.tif")
     flags.add_options(parser, config.PredictionConfig)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -54,6 +62,27 @@ def output_path(output, scene):
     if path.suffix.lower() not in (".tif", ".tiff"):
         raise errors.SetupError(f"--output {output}: maps are GeoTIFFs; name a .tif file, or a folder that exists.")
     return path
+
+
+def folder_for(output):
+    """The folder that the maps of several scenes go to."""
+    if Path(output).is_file() or Path(output).suffix.lower() in (".tif", ".tiff"):
+        raise errors.SetupError(f"--output {output}: several scenes need a folder; name one, it is made.")
+    return output
+
+
+def print_map(output, options, summary):
+    """What was written, and pixels and area of each class."""
+    if summary is None:
+        return print(f"finished  {output} is complete already; nothing was done")
+    print_summary(summary)
+    for ending, wanted in (("_confidence.tif", options.save_confidence), ("_probabilities.tif", options.save_probabilities), ("_uncertainty.tif", options.save_uncertainty),
+                           ("_patches", options.save_patches), ("_quicklook.png", options.quicklook), (".qml", True), (".json", True)):
+        if wanted:
+            print(f"wrote     {output.with_name(output.stem + ending)}")
+    if options.polygons:
+        print(f"wrote     {options.polygons if not options.polygons.startswith('.') else output.with_suffix(options.polygons)}")
+    print(f"wrote     {output}")
 
 
 def print_summary(summary):

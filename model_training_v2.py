@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import losses
-from eoseg import checkpoint, data, encoders, files, folds, models, partition, patchset, raster, runcard, runstate, stages, survey
+from eoseg import data, encoders, files, folds, models, partition, patchset, raster, runcard, runstate, stages, survey
 from eoseg.coding import parse_map
 from eoseg.config import LOSSES, NETWORKS, TrainingConfig
 from eoseg.device import amp_settings, autocast, choose_device, seed_step, translate

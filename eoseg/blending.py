@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from eoseg.committee import answer, entropy
 from eoseg.deciding import decide
 from eoseg.errors import SetupError
-from eoseg.mapfile import BINS, ONE
+from eoseg.mapfile import BINS, LEVELS, ONE
 from eoseg.metrics import histogram
-from eoseg.network import averaged
 from eoseg.scaling import Scaling
 
 TILES_ON_GPU = 16  # at once, unless told
@@ -21,8 +21,7 @@ TILES_ON_GPU = 16  # at once, unless told
 class Finished(NamedTuple):
     """Rows of a map that no later tile touches, as arrays; as tensors on their way from the device before `arrived`."""
 
-    classes: np.ndarray  # (h, w) integers, nodata in place
-    confidence: np.ndarray  # (h, w) float32, nan where nothing is known; None when nobody wants it
+    layers: dict  # kind -> (bands, h, w), nodata in place
     counts: np.ndarray  # (h, C) int64: pixels of each class in each row
     histogram: np.ndarray  # (BINS,) int64: of the confidence
     total: int  # sum of the confidence, in steps of 1 / ONE
@@ -34,8 +33,8 @@ def arrived(finished):
     """Wait for tensors that are on their way, and give them as arrays. Any thread may wait."""
     if finished.event is not None:
         finished.event.synchronize()
-    classes, confidence, counts, bins, total, finite = (None if part is None else part.numpy() for part in finished[:6])
-    return Finished(classes, confidence, counts, bins, round(float(total) * ONE), bool(finite))
+    layers = {kind: part.numpy() for kind, part in finished.layers.items()}
+    return Finished(layers, finished.counts.numpy(), finished.histogram.numpy(), round(float(finished.total) * ONE), bool(finished.finite))
 
 
 class Blending:
@@ -43,16 +42,18 @@ class Blending:
 
     Args:
         network: network.Network. rows, cols: tiling.Axis. strip: tiling.Strip. options: PredictionConfig, with a threshold.
-        batch: tiles at once. say: takes a line of report.
+        batch: tiles at once. layers: mapfile.Layer's that are wanted. say: takes a line of report.
     """
 
-    def __init__(self, network, rows, cols, strip, options, batch, say=print):
+    def __init__(self, network, rows, cols, strip, options, batch, layers, say=print):
         self.network, self.rows, self.cols, self.strip, self.options, self.batch, self.say = network, rows, cols, strip, options, batch, say
+        self.layers = {layer.kind: layer for layer in layers}
+        self.disagreement = "uncertainty" in self.layers and len(self.layers["uncertainty"].bands) > 1
         self.device, shape = network.device, (rows.size, strip.end - strip.begin)
         self.classes = len(network.class_names)
         self.inputs = {one.normalizer: torch.zeros(one.in_channels, *shape, device=self.device) for one in network.members}
         self.scalings = {normalizer: Scaling(normalizer, self.device) for normalizer in self.inputs}
-        self.sums = torch.zeros(1 if network.binary else self.classes, *shape, device=self.device)
+        self.sums = torch.zeros((1 if network.binary else self.classes) + self.disagreement, *shape, device=self.device)
         self.known = torch.zeros(shape, dtype=torch.bool, device=self.device)
         self.valid = np.zeros(shape, bool)  # the same, where the program is
         self.row_weights, self.col_weights = (torch.from_numpy(axis.weights).to(self.device) for axis in (rows, cols))
@@ -105,11 +106,12 @@ class Blending:
         return slice(begin, begin + self.cols.size)
 
     def _probabilities(self, some):
-        """Mean probabilities (N, C, h, w) of the members on some tiles; in smaller batches where memory does not suffice."""
+        """Mean probabilities (N, C, h, w) of some tiles, as `committee.answer` gives them; in smaller batches where memory does not suffice."""
         while True:
             try:
                 parts = [some[first : first + self.batch] for first in range(0, len(some), self.batch)]
-                return torch.cat([averaged([one.probabilities(self._tiles(one, part)) for one in self.network.members]) for part in parts])[..., : self.rows.size, : self.cols.size]
+                found = [answer(self.network, lambda one: self._tiles(one, part), self.options.tta, self.disagreement) for part in parts]  # noqa: B023
+                return torch.cat(found)[..., : self.rows.size, : self.cols.size]
             except torch.OutOfMemoryError:
                 pass  # handled where the error no longer holds on to what the networks had computed
             most = min(self.batch, len(some))
@@ -135,36 +137,64 @@ class Blending:
 
     def finished(self, count):
         """The uppermost `count` rows of the strip's own columns, on their way from the device."""
-        here, nodata = slice(self.strip.left - self.strip.begin, self.strip.right - self.strip.begin), self.options.output_nodata
-        classes, confidence = decide(self.sums[:, :count, here], self.options.threshold)
+        here = slice(self.strip.left - self.strip.begin, self.strip.right - self.strip.begin)
+        sums = self.sums[:, :count, here]
+        probability = sums[:-1] if self.disagreement else sums
+        classes, confidence = decide(probability, self.options.threshold)
         classes = classes ^ 1 if self.options.background_value else classes
         finite = torch.isfinite(confidence).all()
         bins = (confidence.nan_to_num_() * BINS).clamp_(max=BINS - 1).long()
         places = classes + torch.arange(count, device=self.device)[:, None] * self.classes
-        if not self.valid[:count, here].all():
-            unknown = ~self.known[:count, here]
+        unknown = None if self.valid[:count, here].all() else ~self.known[:count, here]
+        if unknown is not None:
             places.masked_fill_(unknown, count * self.classes)
             bins.masked_fill_(unknown, BINS)
             confidence.masked_fill_(unknown, 0)
-            classes = classes.masked_fill(unknown, nodata)
         counts = histogram(places, count * self.classes + 1)[:-1].view(count, -1)
         total = confidence.sum(dtype=torch.float32 if self.device.type == "mps" else torch.float64)  # exact: of multiples of 1 / ONE
-        classes = classes.to(torch.uint8 if nodata <= 255 else torch.int32)
-        if not self.options.save_confidence:
-            confidence = None
-        elif not self.valid[:count, here].all():
-            confidence.masked_fill_(unknown, torch.nan)
-        return self._sent_back(classes, confidence, counts, histogram(bins, BINS + 1)[:-1], total, finite)
+        made = {"classes": lambda: self._coded(classes), "confidence": lambda: confidence[None], "probabilities": lambda: self._of_classes(probability), "uncertainty": lambda: self._unsure(sums)}
+        layers = {kind: self._stored(layer, made[kind](), unknown) for kind, layer in self.layers.items()}
+        return self._sent_back(layers, [counts, histogram(bins, BINS + 1)[:-1], total, finite])
 
-    def _sent_back(self, *parts):
-        if self.device.type == "cpu":
-            return Finished(*parts)
-        if self.device.type != "cuda":
-            return Finished(*(None if part is None else part.cpu() for part in parts))
-        here = [None if part is None else torch.empty(part.shape, dtype=part.dtype, pin_memory=True).copy_(part, non_blocking=True) for part in parts]
-        event = torch.cuda.Event()
-        event.record()
-        return Finished(*here, event)
+    def _coded(self, classes):
+        """Classes (h, w) as the map numbers them: (1, h, w)."""
+        codes = self.network.codes
+        return (torch.tensor(codes, device=self.device)[classes] if self.options.original_codes else classes)[None]
+
+    def _of_classes(self, probability):
+        """Probabilities (C, h, w) of all classes, in the order of the map's classes."""
+        if self.network.binary:
+            probability = torch.cat([1 - probability, probability])
+        return probability.flip(0) if self.options.background_value else probability
+
+    def _unsure(self, sums):
+        """Entropy of the mean answer, and with several answers how much of it is disagreement between them: (1 or 2, h, w), 0 to 1.
+
+        Source:
+            Houlsby et al. 2011, "Bayesian Active Learning", arXiv:1112.5745: the mutual information of answer and member.
+        """
+        if not self.disagreement:
+            return entropy(sums, 0)
+        whole = entropy(sums[:-1], 0)
+        return torch.cat([whole, (whole - sums[-1:]).clamp_(min=0)])
+
+    def _stored(self, layer, values, unknown):
+        """Values (bands, h, w) as a layer stores them, nodata where they are unknown (h, w; None: nowhere)."""
+        if layer.scale != 1:
+            values = (values * LEVELS).round_()
+        kind = {"uint8": torch.uint8, "uint16": torch.int32, "float32": torch.float32}[layer.dtype]
+        values = values.to(kind, copy=True)  # what is counted must not change, nor what later rows are blended from
+        return values if unknown is None else values.masked_fill_(unknown, float("nan") if layer.nodata == "nan" else layer.nodata)
+
+    def _sent_back(self, layers, numbers):
+        parts = [*layers.values(), *numbers]
+        if self.device.type == "cuda":
+            parts = [torch.empty(part.shape, dtype=part.dtype, pin_memory=True).copy_(part, non_blocking=True) for part in parts]
+            event = torch.cuda.Event()
+            event.record()
+        else:
+            parts, event = [part.cpu() for part in parts], None
+        return Finished(dict(zip(layers, parts)), *parts[len(layers) :], event)
 
 
 def sent(array, device):

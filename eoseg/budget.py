@@ -9,6 +9,7 @@ import torch
 
 from eoseg import memory
 from eoseg.blending import TILES_ON_GPU
+from eoseg.committee import answer
 from eoseg.errors import SetupError
 from eoseg.raster import CACHE
 from eoseg.tiles import Window
@@ -16,7 +17,8 @@ from eoseg.tiling import narrow_enough, strips_of, widest
 
 SPARE = 0.5  # of the free memory: what a run takes unless it is told; strips cost little
 READY = 0.25  # of the limit: rows that need less are not worth a try of the network
-PACKED = 0.5, 1.1  # bytes of a finished map, with overviews, to a byte of it in the making: classes, confidence
+PACKED = {"classes": 0.5, "probabilities": 0.9}  # bytes of a finished layer, with overviews, to a byte of it in the making
+USUAL = 1.1  # of all others: floats
 
 
 def batch_of(network, options):
@@ -31,18 +33,18 @@ class Column(NamedTuple):
     device: int
 
 
-def column_bytes(network, scene, axis, options):
+def column_bytes(network, scene, axis, layers):
     """What a column of a strip takes while rows pass through.
 
     Args:
-        scene: raster.Scene. axis: tiling.Axis of the rows.
+        scene: raster.Scene. axis: tiling.Axis of the rows. layers: mapfile.Layer's that are made.
     """
     height, bands = axis.size, len(scene.bands)
     ahead = height + (scene.block_height if scene.block_height <= height else 0)
     read = ahead * bands * (3 * scene.dtype.itemsize + 3)  # decoded, joined, and kept for the next; and which of it is data
     inputs = height * 4 * sum(one.in_channels for one in {one.normalizer: one for one in network.members}.values())
-    sums = height * 4 * (1 if network.binary else len(network.class_names))
-    finished = height * 48  # classes as int64, confidence, bins, flags; what is being written
+    sums = height * 4 * (2 + len(network.class_names))
+    finished = height * (44 + 3 * sum(layer.pixel_bytes for layer in layers))  # classes as int64, confidence, bins, flags; what is being written
     working = max(inputs // max(len(network.members), 1), sums)  # the copy made where rows move up, and the parts of a band that are looked at
     if network.device.type == "cpu":
         return Column(read + inputs + sums + finished + working, 0)
@@ -56,8 +58,8 @@ class Tried(NamedTuple):
     bytes: int  # above what was held before
 
 
-def tried(network, padded, batch):
-    """Send noise through all members, twice: the first time is longer than any later one.
+def tried(network, padded, batch, tta):
+    """Send noise through all members, in all views, twice: the first time is longer than any later one.
 
     Args:
         padded: rows and columns of a tile.
@@ -70,8 +72,7 @@ def tried(network, padded, batch):
     memory.forget_peak()
     for _ in range(2):
         begun = time.perf_counter()
-        for one in network.members:
-            one.probabilities(tiles)
+        answer(network, lambda one: tiles, tta)
         if gpu:
             torch.cuda.synchronize(network.device)
         seconds = (time.perf_counter() - begun) / batch
@@ -88,21 +89,21 @@ class Costs(NamedTuple):
     tried: Tried  # None: there was no need
 
 
-def costs_of(network, scene, rows, cols, options, strips=None):
+def costs_of(network, scene, rows, cols, options, layers, strips=None):
     """Cut the scene into as few strips as the memory allows.
 
     Args:
-        rows, cols: tiling.Axis. strips: how many a run that goes on has; None: as many as it takes.
+        rows, cols: tiling.Axis. layers: mapfile.Layer's that are made. strips: how many a run that goes on has; None: as many as it takes.
     Raises:
         SetupError: not even the narrowest fits.
     """
-    column, batch = column_bytes(network, scene, rows, options), batch_of(network, options)
+    column, batch = column_bytes(network, scene, rows, layers), batch_of(network, options)
     held = memory.told("VmRSS") or 2**29
     limit = options.max_memory or int(held + SPARE * memory.available())
     gpu = network.device.type == "cuda"
     free = torch.cuda.mem_get_info(network.device)[0] if gpu else 0
     ample = column.host * cols.length < READY * (limit - held) and column.device * cols.length <= READY * free
-    trial = None if ample and not options.dry_run and not options.max_memory else tried(network, (rows.padded, cols.padded), batch)
+    trial = None if ample and not options.dry_run and not options.max_memory else tried(network, (rows.padded, cols.padded), batch, options.tta)
     base = held + CACHE + (trial.bytes if trial and not gpu else 0)
     most = (limit - base) // column.host
     if gpu:
@@ -116,10 +117,10 @@ def costs_of(network, scene, rows, cols, options, strips=None):
     return Costs(len(found), base + column.host * widest(found), limit, trial)
 
 
-def disk_bytes(pixels, options):
+def disk_bytes(pixels, layers):
     """Bytes that the map takes on disk: in the making, and about how many more when it is finished."""
-    parts = pixels * (1 if options.output_nodata <= 255 else 2), pixels * 4 * options.save_confidence
-    return sum(parts), int(np.dot(parts, PACKED))
+    kept = sum(layer.pixel_bytes * PACKED.get(layer.kind, USUAL) for layer in layers if layer.path)
+    return pixels * sum(layer.pixel_bytes for layer in layers), int(pixels * kept)
 
 
 def free_disk(output):
@@ -128,14 +129,14 @@ def free_disk(output):
     return shutil.disk_usage(there).free, there
 
 
-def check_disk(output, pixels, options, held=0):
+def check_disk(output, pixels, layers, held=0):
     """Refuse a map that the disk cannot hold.
 
     Args:
         held: bytes that lie there from a run which is gone on with.
     """
     free, there = free_disk(output)
-    making, done = disk_bytes(pixels, options)
+    making, done = disk_bytes(pixels, layers)
     if making + done // 4 > free + held:
         raise SetupError(f"--output {output}: the map takes about {memory.shown(making + done)} while it is made, {memory.shown(free + held)} are free in {there}; free some space, or choose another disk.")
 
@@ -147,11 +148,11 @@ def tiles_within(area, rows, cols, strips):
     return sum(met), int(np.dot(met, runs - 1))
 
 
-def report(output, scene, rows, cols, area, options, costs):
+def report(output, scene, rows, cols, area, options, layers, costs):
     """What --dry_run prints: a list of lines."""
     strips = strips_of(cols, costs.strips)
     count, again = tiles_within(area, rows, cols, strips)
-    making, done = disk_bytes(scene.height * scene.width, options)
+    making, done = disk_bytes(scene.height * scene.width, layers)
     hours = costs.tried.seconds * (count + again) / 3600
     return [
         f"tiles     {count:,}{' that meet --aoi' if area else ''} ({len(rows.starts)} x {len(cols.starts)} of {rows.size} x {cols.size} pixels, {options.blend} blending)"

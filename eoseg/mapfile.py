@@ -5,6 +5,8 @@ Each band of finished rows is followed by a line in a journal, so that a killed 
 
 import json
 import os
+from pathlib import Path
+from typing import NamedTuple, Optional
 
 import numpy as np
 
@@ -14,7 +16,58 @@ from eoseg.georef import pixel_areas
 
 BINS = 1024  # of the confidence histogram
 ONE = 2**24  # steps of a blended probability: 2^-12, times weights of 2^-6 along rows and columns
+LEVELS = 250  # of a probability in 8 bits; 255 is nodata
 SETTINGS = "PREDICTION_SETTINGS"  # tag of a finished map: what decided its pixels
+
+
+class Layer(NamedTuple):
+    """One raster of a map."""
+
+    kind: str  # classes, confidence, probabilities, uncertainty
+    path: Optional[Path]  # where it goes; None: it is needed only while the map is made
+    dtype: str
+    bands: tuple  # their descriptions
+    nodata: object
+    overview: str = "AVERAGE"
+    scale: float = 1.0  # by which a pixel is multiplied to get what it stands for
+    colours: tuple = ()
+    names: tuple = ()
+
+    @property
+    def pixel_bytes(self):
+        return np.dtype(self.dtype).itemsize * len(self.bands)
+
+    def shown(self, values, known):
+        """Values (..., h, w) as this layer stores them: nodata where not `known` (h, w)."""
+        return np.where(known, values, np.nan if self.nodata == "nan" else self.nodata).astype(self.dtype)
+
+
+def beside(output, ending):
+    """`map_confidence.tif` beside `map.tif`."""
+    return output.with_name(output.stem + ending)
+
+
+def layers_of(output, names, palette, options, members=1):
+    """The layers that `options` (PredictionConfig) ask for; the classes last, so that no map stands there without the others.
+
+    Args:
+        names, palette: of the classes, or of every code up to the highest. members: answers that are averaged; more than one can disagree.
+    """
+    found, nodata = [], options.output_nodata
+    if options.save_confidence or options.polygons:
+        found.append(Layer("confidence", beside(output, "_confidence.tif") if options.save_confidence else None, "float32", ("confidence",), "nan"))
+    if options.save_probabilities:
+        small = options.probability_dtype == "uint8"
+        found.append(Layer("probabilities", beside(output, "_probabilities.tif"), options.probability_dtype, tuple(names), 255 if small else "nan", scale=1 / LEVELS if small else 1.0))
+    if options.save_uncertainty:
+        found.append(Layer("uncertainty", beside(output, "_uncertainty.tif"), "float32", ("entropy", "disagreement")[: 1 + (members > 1)], "nan"))
+    dtype = "uint8" if nodata <= 255 and len(names) <= 255 else "uint16"
+    return [*found, Layer("classes", output, dtype, ("class",), nodata, "MODE", colours=tuple(palette), names=tuple(names))]
+
+
+def raw_of(target, layer):
+    """The file that a layer of the map at `target` grows in."""
+    return files.part_of(target, f"{layer if isinstance(layer, str) else layer.kind}.part")
 
 
 def journal_of(target):
@@ -23,8 +76,8 @@ def journal_of(target):
 
 
 def parts_of(target):
-    """The files that a map at `target` grows in: classes, confidence."""
-    return files.part_of(target, "rows.part"), files.part_of(target, "confidence.part")
+    """The raw files that a map at `target` may have, of whatever layers."""
+    return [raw_of(target, kind) for kind in ("classes", "confidence", "probabilities", "uncertainty")]
 
 
 def in_the_making(target):
@@ -41,6 +94,15 @@ def strips_begun(target):
         return None
 
 
+def drop_other(target, settings):
+    """Forget what a run with other settings has begun at `target`."""
+    if in_the_making(target):
+        try:
+            check_settings(target, settings, json.loads(journal_of(target).read_text(encoding="utf-8").split("\n")[0])["settings"])
+        except (SetupError, ValueError, KeyError, TypeError):
+            journal_of(target).unlink()
+
+
 def check_settings(target, settings, before):
     """Refuse to go on with a map begun with other settings; `before` are those, a dict."""
     differ = sorted(key for key in settings.keys() | before.keys() if json.dumps(settings.get(key)) != json.dumps(before.get(key)))  # as text: NaN is NaN
@@ -49,53 +111,46 @@ def check_settings(target, settings, before):
 
 
 class MapFile:
-    """Classes, and perhaps confidence, of a scene, strip after strip of columns, each row by row from the top.
+    """The layers of a map, strip after strip of columns, each row by row from the top.
 
     Args:
-        target: path of the map. look: dict of height, width, crs, transform.
-        classes: their names. palette: their colours. nodata: the map's value where nothing is known.
-        confidence: path of the confidence map, or None.
-        settings: what decides the pixels; a resumed run must have the same.
+        target: path of the map. look: dict of height, width, crs, transform. classes: their names.
+        layers: as `layers_of` gives them. settings: what decides the pixels; a resumed run must have the same.
         strips: in how many the scene is cut; a resumed run goes on with those it was begun with.
         resume: go on after the rows an earlier run has finished.
     Attributes:
         strip, row: what comes next. strips: their number.
     """
 
-    def __init__(self, target, look, classes, palette, nodata, confidence, settings, strips=1, resume=False):
-        self.target, self.confidence, self.classes, self.strips = target, confidence, classes, strips
-        dtype = "uint8" if nodata <= 255 and len(classes) <= 255 else "uint16"
-        kept = {key: value for key, value in settings.items() if key != "scene_time"}  # the same map again has the same bytes
-        self.look = {**look, "tags": {SETTINGS: json.dumps(kept)}, "dtype": dtype, "nodata": nodata, "description": "class", "colours": palette, "names": classes}
-        self.raw, self.raw_confidence = parts_of(target)
+    def __init__(self, target, look, classes, layers, settings, strips=1, resume=False):
+        self.target, self.look, self.classes, self.layers, self.settings, self.strips = target, look, classes, layers, settings, strips
         self.journal = journal_of(target)
         self.areas = pixel_areas(look["transform"], look["crs"], look["height"], look["width"])
         self.strip, self.row, self.pixels, self.area = 0, 0, np.zeros(len(classes), np.int64), np.zeros(len(classes))
         self.histogram, self.sum = np.zeros(BINS, np.int64), 0
         if resume and in_the_making(target):
-            self._go_on(settings)
+            self._go_on()
         else:
-            self._begin(settings)
+            self._begin()
 
-    def _parts(self):
-        """Raw files and the type of a pixel in each."""
-        return [(self.raw, np.dtype(self.look["dtype"]))] + ([(self.raw_confidence, np.dtype(np.float32))] if self.confidence else [])
+    def _size(self, layer):
+        return self.look["height"] * self.look["width"] * layer.pixel_bytes
 
-    def _begin(self, settings):
+    def _begin(self):
         self.target.parent.mkdir(parents=True, exist_ok=True)
         self.discard()
-        for path, dtype in self._parts():
-            with open(path, "wb") as f:
-                f.truncate(self.look["height"] * self.look["width"] * dtype.itemsize)
-        self.journal.write_text(json.dumps({"settings": settings, "strips": self.strips}) + "\n", encoding="utf-8")
+        for layer in self.layers:
+            with open(raw_of(self.target, layer), "wb") as f:
+                f.truncate(self._size(layer))
+        self.journal.write_text(json.dumps({"settings": self.settings, "strips": self.strips}) + "\n", encoding="utf-8")
 
-    def _go_on(self, settings):
+    def _go_on(self):
         first, *lines = self.journal.read_text(encoding="utf-8").split("\n")
         begun = json.loads(first)
-        check_settings(self.target, settings, begun.get("settings", {}))
-        pixels = self.look["height"] * self.look["width"]
-        if not all(path.exists() and path.stat().st_size == pixels * dtype.itemsize for path, dtype in self._parts()):
-            return self._begin(settings)  # what the journal tells of is not there
+        check_settings(self.target, self.settings, begun.get("settings", {}))
+        raws = [(raw_of(self.target, layer), self._size(layer)) for layer in self.layers]
+        if not all(path.exists() and path.stat().st_size == size for path, size in raws):
+            return self._begin()  # what the journal tells of is not there
         self.strips = begun["strips"]
         good = len(first) + 1
         for line in lines[:-1]:  # what follows the last line break is torn
@@ -119,9 +174,9 @@ class MapFile:
         Args:
             finished: blending.Finished.
         """
-        height, width = finished.classes.shape
-        for (path, dtype), values in zip(self._parts(), (finished.classes, finished.confidence)):
-            self._put(path, values.astype(dtype, copy=False), row, left)
+        for layer in self.layers:
+            self._put(layer, finished.layers[layer.kind], row, left)
+        height = len(finished.counts)
         self.pixels += finished.counts.sum(0)
         if self.areas is not None:
             self.area += self.areas[row : row + height] @ finished.counts
@@ -136,28 +191,35 @@ class MapFile:
             f.flush()
             os.fsync(f.fileno())
 
-    def _put(self, path, values, row, left):
-        """Write a window (h, w) into a raw file, and wait until it is on the disk."""
-        width, size = self.look["width"], values.dtype.itemsize
-        lines = [values] if values.shape[1] == width else values
-        with open(path, "r+b") as f:
-            for number, line in enumerate(lines):
-                f.seek(((row + number) * width + left) * size)
-                f.write(np.ascontiguousarray(line).data)
+    def _put(self, layer, values, row, left):
+        """Write a window (bands, h, w) into a layer's raw file, and wait until it is on the disk."""
+        height, width = self.look["height"], self.look["width"]
+        values = np.ascontiguousarray(values, layer.dtype).reshape(len(layer.bands), -1, values.shape[-1])
+        with open(raw_of(self.target, layer), "r+b") as f:
+            for number, band in enumerate(values):
+                for place, line in enumerate([band] if band.shape[1] == width else band):
+                    f.seek(((number * height + row + place) * width + left) * values.itemsize)
+                    f.write(line.data)
             f.flush()
             os.fsync(f.fileno())
 
+    def rows(self, kind):
+        """A layer's pixels so far, (bands, H, W), as the disk holds them; None where the map has no such layer."""
+        for layer in self.layers:
+            if layer.kind == kind:
+                return np.memmap(raw_of(self.target, layer), layer.dtype, "r", shape=(len(layer.bands), self.look["height"], self.look["width"]))
+        return None
+
     def finish(self):
-        """Make the GeoTIFFs: the confidence first, so that no map stands there without."""
-        if self.confidence:
-            look = {**self.look, "dtype": "float32", "nodata": "nan", "description": "confidence", "colours": [], "names": []}
-            raster.raw_to_cog(self.raw_confidence, self.confidence, look, overview="AVERAGE")
-        raster.raw_to_cog(self.raw, self.target, self.look)
-        self.discard()
+        """Make the GeoTIFFs."""
+        kept = {key: value for key, value in self.settings.items() if key != "scene_time"}  # the same map again has the same bytes
+        for layer in self.layers:
+            if layer.path:
+                raster.raw_to_cog(raw_of(self.target, layer), layer.path, {**self.look, **layer._asdict(), "tags": {SETTINGS: json.dumps(kept)}})
 
     def discard(self):
-        """Remove what is not finished."""
-        for path in (self.raw, self.raw_confidence, self.journal):
+        """Remove what was needed while the map was made."""
+        for path in (*parts_of(self.target), self.journal):
             path.unlink(missing_ok=True)
 
     def summary(self):

@@ -33,6 +33,7 @@ class Network(NamedTuple):
     temperature: float = 1.0  # by which logits are divided
     threshold: float = 0.5  # binary: probability from which a pixel is class 1
     trained_on: frozenset = frozenset()  # files.prints of its training patches; empty when unknown
+    codes: tuple = ()  # of each class, in the training data; empty when unknown, or where none stands for a class
     others: tuple = ()  # further Networks, with which it is averaged
 
     @property
@@ -134,7 +135,16 @@ def load(path, options, say=print):
     say(f"network   {about['model_name']}{encoder} from {path}, on {device}, {precision}")
     temperature, threshold = calibration_of(saved, binary, options, say)
     return Network(str(path), net, about["model_name"], device, amp_dtype, normalizer, list(map(str, names)), about["in_channels"], binary,
-                   saved["input"], saved.get("pixel_size"), temperature, threshold, frozenset(saved["trained_on"].tolist() if "trained_on" in saved else ()))
+                   saved["input"], saved.get("pixel_size"), temperature, threshold, frozenset(saved["trained_on"].tolist() if "trained_on" in saved else ()), codes_of(saved.get("label_map"), count))
+
+
+def codes_of(label_map, classes):
+    """The code that stands for each class in the training data, the lowest where several do; () where one has none, or is no whole number from 0."""
+    found = {}
+    for code, number in (label_map or {}).items():
+        if re.fullmatch(r"\d+", str(code)) and isinstance(number, int):
+            found[number] = min(int(code), found.get(number, int(code)))
+    return tuple(found[number] for number in range(classes)) if all(number in found for number in range(classes)) else ()
 
 
 def calibration_of(saved, binary, options, say):

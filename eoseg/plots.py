@@ -17,32 +17,37 @@ matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a class or 
 
 # Paul Tol's "muted" scheme, safe for colour-blind eyes; classes beyond it repeat, darker, and at last are drawn by lot
 PALETTE = [(51, 34, 136), (17, 119, 51), (221, 204, 119), (204, 102, 119), (136, 204, 238), (170, 68, 153), (68, 170, 153), (153, 153, 51), (136, 34, 85)]
-USUAL = {  # what map readers expect for common names
+USUAL = {  # what map readers expect for common names, of a lightness that tells them apart for colour-blind eyes too (CIEDE2000 above 11)
     (51, 120, 200): "water river lake sea ocean flood flooded",
     (20, 110, 50): "tree trees forest wood woodland",
-    (225, 200, 90): "crop crops cropland cultivated field fields agriculture farmland",
-    (205, 70, 80): "developed built built-up building buildings urban town impervious artificial",
-    (160, 205, 110): "grass grassland rangeland pasture meadow vegetation",
-    (190, 160, 130): "bare barren soil sand rock",
-    (150, 130, 60): "shrub shrubland scrub",
-    (110, 190, 180): "wetland swamp marsh mangrove",
-    (235, 240, 250): "snow ice",
-    (110, 110, 110): "road roads railway",
-    (215, 215, 215): "background other none",
+    (240, 210, 20): "crop crops cropland cultivated field fields agriculture farmland",
+    (200, 80, 90): "developed built built-up building buildings urban town impervious artificial",
+    (180, 235, 160): "grass grassland rangeland pasture meadow vegetation",
+    (190, 160, 135): "bare barren soil sand rock",
+    (160, 130, 15): "shrub shrubland scrub",
+    (25, 170, 180): "wetland swamp marsh mangrove",
+    (230, 240, 250): "snow ice",
+    (75, 75, 75): "road roads railway",
+    (190, 190, 190): "background other none",
 }
 
 
-def colours(names):
-    """One (r, g, b) per class, 0 to 255: the usual one for a usual name, else the next of the palette; none twice."""
+def colours(names, taken=()):
+    """One (r, g, b) per class, 0 to 255: the usual one for a usual name, else the next of the palette; none twice, and none of `taken`.
+
+    Of the palette those go first that are far from all usual ones in use: its green is nearly that of trees.
+    """
     by_word = {word: colour for colour, words in USUAL.items() for word in words.split()}
-    darker = (tuple(int(part * 0.8**turn) for part in colour) for turn in range(5) for colour in PALETTE)
+    usual = [by_word.get(name.lower()) for name in names]
+    darker = [tuple(int(part * 0.8**turn) for part in colour) for turn in range(5) for colour in PALETTE]
     spare = itertools.chain(darker, (tuple(np.random.default_rng(i).integers(30, 230, 3).tolist()) for i in itertools.count()))
-    chosen, used = [], set()
-    for name in names:
-        wanted = by_word.get(name.lower())
-        colour = wanted if wanted and wanted not in used else next(c for c in spare if c not in used)
-        chosen.append(colour)
-        used.add(colour)
+    chosen, used = [], set(taken)
+    for wanted in usual:
+        if wanted is None or wanted in used:
+            kept = np.array([*used.union(filter(None, usual)), (999,) * 3])  # the last, so that there is one
+            wanted = next((c for c in darker if np.abs(kept - c).sum(1).min() >= 100), None) or next(c for c in spare if c not in used)
+        chosen.append(wanted)
+        used.add(wanted)
     return chosen
 
 
@@ -157,23 +162,23 @@ def draw_folds(table, path, title):
     return save(figure, path)
 
 
-def draw_quicklook(scene, names, map_path, class_names, path):
+def draw_quicklook(scene, names, map_path, class_names, palette, path):
     """Scene and map side by side with a legend and a scale, at most 1,200 pixels high or wide.
 
     Args:
         scene: raster.Scene, open or closed. names: of its bands, as the network was trained on them.
+        class_names, palette: of each number of the map, from 0; those without a name have none.
     """
     order = rgb_order(names)
     pixels, step = raster.thumbnail(scene.path, bands=[scene.bands[i] for i in order], nodata=[scene.nodata[i] for i in order])
     classes, _ = raster.thumbnail(map_path)
-    palette = colours(class_names)
     figure = Figure(figsize=(15, 7))
     left, right = figure.subplots(1, 2)
     left.imshow(stretched(pixels.filled(0), ~np.ma.getmaskarray(pixels).all(0)))
     left.set_title("scene")
     right.imshow(painted(classes[0].astype(int).filled(len(palette)), palette))
     right.set_title("map")
-    legend(right, class_names, palette, loc="upper left", bbox_to_anchor=(1, 1), fontsize=12)
+    legend(right, *zip(*((name, colour) for name, colour in zip(class_names, palette) if name)), loc="upper left", bbox_to_anchor=(1, 1), fontsize=12)
     metres = ground_width(raster.header(map_path))
     if metres:
         add_scale(left, metres * step, pixels.shape[1:])

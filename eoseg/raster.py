@@ -323,14 +323,13 @@ def read_with_gdal(path):
 
 # ---------------------------------------------------------------- maps
 
-def raw_to_cog(raw, target, look, overview="MODE"):
+def raw_to_cog(raw, target, look):
     """Copy rows of raw pixels into a Cloud-Optimized GeoTIFF at `target`; it appears whole or not at all.
 
     Args:
-        raw: file of height x width pixels, row after row, in the machine's byte order.
-        look: dict of height, width, dtype, crs, transform, nodata, description, and for classes
-            `colours` [(r, g, b)] and `names`; perhaps `tags`, a dict of text.
-        overview: how GDAL thins the overviews: MODE for classes, AVERAGE for measurements.
+        raw: file of height x width pixels, row after row, band after band, in the machine's byte order.
+        look: dict of height, width, dtype, crs, transform, nodata, `bands` (their descriptions), `overview` (how GDAL thins
+            them: MODE for classes, AVERAGE for measurements), perhaps `scale`, and `tags`, a dict of text; for classes `colours` [(r, g, b)] and `names`.
     """
     vrt, part_names = files.part_of(target, "part.vrt"), files.part_of(target, "part.aux.xml")
     names = target.with_name(target.name + ".aux.xml")
@@ -346,7 +345,7 @@ def raw_to_cog(raw, target, look, overview="MODE"):
         vrt.write_text(vrt_of(raw, look), encoding="utf-8")
         with files.replacing(target, check=complete) as part:
             rasterio.shutil.copy(vrt, part, driver="COG", compress="DEFLATE", bigtiff="IF_SAFER",
-                                 overview_resampling=overview, predictor="YES", num_threads="2")
+                                 overview_resampling=look["overview"], predictor="YES", num_threads="2")
     except RasterioError as error:
         raise SetupError(f"{target}: could not be written ({deepest(error)}); is the disk full?") from None
     finally:
@@ -357,9 +356,10 @@ def raw_to_cog(raw, target, look, overview="MODE"):
 def check_map(path, look):
     """Re-open what GDAL wrote: it does not report every full disk."""
     with rasterio.open(path) as src:
-        if (src.height, src.width, src.dtypes[0]) != (look["height"], look["width"], look["dtype"]):
+        if (src.height, src.width, src.count, src.dtypes[0]) != (look["height"], look["width"], len(look["bands"]), look["dtype"]):
             raise SetupError(f"{path}: was not written whole; is the disk full?")
-        src.checksum(1)  # every block decodes
+        for band in src.indexes:
+            src.checksum(band)  # every block decodes
 
 
 def thumbnail(path, longest=1200, bands=None, nodata=None):

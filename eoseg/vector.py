@@ -216,21 +216,35 @@ def frame_of(table, shapes, crs):
     return geopandas.GeoDataFrame(table, geometry=list(shapes), crs=crs)
 
 
-def write_layer(frame, path):
-    """Write a GeoDataFrame under its suffix's format, whole or not at all; the same frame gives the same bytes."""
+def write_layer(frame, path, **settings):
+    """Write a GeoDataFrame under its suffix's format, whole or not at all; the same frame gives the same bytes.
+
+    Args:
+        settings: of the format, as `pyogrio.write_dataframe` takes them; GeoParquet has none.
+    """
     import pyogrio
 
     pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2000-01-01T00:00:00.000Z"})
-    part = files.part_of(path, "part" + path.suffix)
+    part = files.part_of(path, "part" + path.suffix.lower())
     path.parent.mkdir(parents=True, exist_ok=True)
-    part.unlink(missing_ok=True)  # a killed run's
+    discard(part)  # a killed run's
     try:
-        try:
-            frame.to_file(part, layer=path.stem, engine="pyogrio")
-        except CRSError:  # some custom systems cannot be said in the WKT of GeoPackages
-            frame.set_crs(None, allow_override=True).to_file(part, layer=path.stem, engine="pyogrio")
+        if part.suffix == ".parquet":
+            frame.to_parquet(part)
+        else:
+            settings.update(layer=path.stem, engine="pyogrio")
+            try:
+                frame.to_file(part, **settings)
+            except CRSError:  # some custom systems cannot be said in the WKT of GeoPackages
+                frame.set_crs(None, allow_override=True).to_file(part, **settings)
         files.put(part, path)
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, pyogrio.errors.FeatureError) as error:
         raise SetupError(f"{path}: could not be written ({str(error).splitlines()[0]}); is the disk full?") from None
     finally:
-        part.unlink(missing_ok=True)
+        discard(part)
+
+
+def discard(part):
+    """Remove a half-written file, and what SQLite keeps beside one: an old journal would be played back into a new file."""
+    for ending in ("", "-journal", "-wal", "-shm"):
+        part.with_name(part.name + ending).unlink(missing_ok=True)

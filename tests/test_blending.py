@@ -1,6 +1,7 @@
 """Tiles become one map: however they lie, blend, batch and strip, each pixel gets the answer that is its own."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,9 +14,10 @@ from eoseg.blending import sent, unsigned
 from eoseg.budget import Costs
 from eoseg.config import PredictionConfig
 from eoseg.errors import SetupError
-from eoseg.mapfile import BINS, ONE
+from eoseg.mapfile import BINS, ONE, layers_of
 from eoseg.network import network_size
 from eoseg.normalize import Normalizer
+from eoseg.mapjob import start
 from eoseg.predict import fill
 from eoseg.raster import Scene
 from eoseg.tiles import BLENDS
@@ -33,10 +35,10 @@ class Canvas:
         self.classes, self.confidence, self.written, self.rows = np.full(shape, -1), np.full(shape, -1.0), np.zeros(shape, int), []
 
     def write(self, left, row, finished):
-        height, width = finished.classes.shape
+        height, width = finished.layers["classes"].shape[1:]
         here = slice(row, row + height), slice(left, left + width)
-        self.classes[here], self.written[here] = finished.classes, self.written[here] + 1
-        self.confidence[here] = np.nan if finished.confidence is None else finished.confidence
+        self.classes[here], self.written[here] = finished.layers["classes"][0], self.written[here] + 1
+        self.confidence[here] = finished.layers["confidence"][0] if "confidence" in finished.layers else np.nan
         self.rows.append(finished)
 
     def summed(self):
@@ -51,7 +53,10 @@ def swept(network, path, strips=1, say=lambda line: None, **options):
     with Scene(path) as scene:
         rows, cols = Axis(scene.height, options, fit), Axis(scene.width, options, fit)
         canvas = Canvas((scene.height, scene.width), min(strips, len(cols.starts)))
-        fill(canvas, SimpleNamespace(network=network, scene=scene, rows=rows, cols=cols, options=options, area=None, say=say), lambda items, **settings: items)
+        layers = layers_of(Path("m.tif"), network.class_names, [], options)
+        job = SimpleNamespace(network=network, scene=scene, rows=rows, cols=cols, options=options, area=None, layers=layers, say=say)
+        start(job, canvas)
+        fill(job, lambda items, **settings: items)
     assert (canvas.written == 1).all()
     return canvas
 
@@ -192,8 +197,8 @@ def test_finished_rows_count_pixels_and_confidence(tmp_path, nodata, dtype):
     net = Function(lambda x: torch.nn.functional.pad(chances.log(), (0, 28, 0, 30))[None])
     found = swept(by_hand(tmp_path, net, classes=3), write_raster(tmp_path / "s.tif", pixels, nodata=0), output_nodata=nodata)
     rows, = found.rows
-    assert rows.classes.tolist() == [[nodata, 0, 2, 0], [0, nodata, 2, 2]] and rows.classes.dtype == dtype
-    np.testing.assert_array_equal(rows.confidence, [[np.nan, 0.5, 0.75, 0.5], [0.75, np.nan, 0.5, 0.875]])
+    assert rows.layers["classes"][0].tolist() == [[nodata, 0, 2, 0], [0, nodata, 2, 2]] and rows.layers["classes"].dtype == dtype
+    np.testing.assert_array_equal(rows.layers["confidence"][0], [[np.nan, 0.5, 0.75, 0.5], [0.75, np.nan, 0.5, 0.875]])
     assert rows.counts.tolist() == [[2, 0, 1], [1, 0, 2]]
     assert {place: count for place, count in enumerate(rows.histogram) if count} == {512: 3, 768: 2, 896: 1} and len(rows.histogram) == BINS
     assert rows.total == (0.5 + 0.75 + 0.5 + 0.75 + 0.5 + 0.875) * ONE
@@ -203,7 +208,7 @@ def test_a_confidence_of_1_counts_in_the_last_bin_and_nobody_is_sent_it_unasked(
     found = swept(by_hand(tmp_path, Function(lambda x: x + 99), binary=True), write_raster(tmp_path / "s.tif", np.ones((5, 4), "uint8")), save_confidence=False)
     counts, histogram, total = found.summed()
     assert counts.tolist() == [0, 20] and histogram[-1] == histogram.sum() == 20 and total == 20 * ONE
-    assert found.rows[0].confidence is None
+    assert set(found.rows[0].layers) == {"classes"}
 
 
 @pytest.mark.parametrize("threshold, ones", [(0.5, [0, 1, 1]), (0.8, [0, 0, 1])])
@@ -211,9 +216,9 @@ def test_a_background_of_1_swaps_numbers_and_counts_but_not_the_confidence(tmp_p
     pixels = np.log(np.array([[[0.25, 0.75, 0.875]]]) / np.array([[[0.75, 0.25, 0.125]]])).astype("float32")
     network, scene = by_hand(tmp_path, Function(lambda x: x), binary=True), write_raster(tmp_path / "s.tif", pixels)
     plain, swapped = (swept(network, scene, threshold=threshold, background_value=value).rows[0] for value in (0, 1))
-    assert plain.classes[0].tolist() == ones and swapped.classes[0].tolist() == [1 - one for one in ones]
+    assert plain.layers["classes"][0, 0].tolist() == ones and swapped.layers["classes"][0, 0].tolist() == [1 - one for one in ones]
     assert plain.counts[0].tolist() == [3 - sum(ones), sum(ones)] == swapped.counts[0, ::-1].tolist()
-    assert plain.confidence[0].tolist() == swapped.confidence[0].tolist() == [0.75, 0.75 if ones[1] else 0.25, 0.875]
+    assert plain.layers["confidence"][0, 0].tolist() == swapped.layers["confidence"][0, 0].tolist() == [0.75, 0.75 if ones[1] else 0.25, 0.875]
 
 
 # ---------------------------------------------------------------- what goes wrong

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,10 +17,12 @@ from eoseg import budget, memory, predict, raster
 from eoseg.blending import Blending
 from eoseg.config import PredictionConfig
 from eoseg.errors import SetupError
+from eoseg.mapfile import layers_of
 from eoseg.tiling import Axis, strips_of, widest
 
 HELD = 10**9
 TIGHT = PredictionConfig(patch_size=64, overlap=16)
+LAYERS = layers_of(Path("m.tif"), ["a", "b"], [], TIGHT)
 
 
 def axis(length, size=64, overlap=16):
@@ -61,7 +64,7 @@ def test_a_column_grows_linearly_with_what_fills_it(tmp_path, what):
         bands, classes, height, kinds = (n if what == key else usual for key, usual in (("bands", 3), ("classes", 4), ("height", 64), ("normalisers", 1)))
         first = by_hand(tmp_path, None, bands, classes)
         others = tuple(first._replace(normalizer=identity(bands, fill)) for fill in range(kinds))  # the first is the network's own
-        return budget.column_bytes(first._replace(others=others), scene_of(bands), axis(1000, height, 0), TIGHT).host
+        return budget.column_bytes(first._replace(others=others), scene_of(bands), axis(1000, height, 0), LAYERS).host
 
     found = [bytes_at(n) for n in (4, 5, 6, 7)]
     steps = set(np.diff(found).tolist())
@@ -74,24 +77,24 @@ def test_a_column_grows_linearly_with_what_fills_it(tmp_path, what):
 def test_a_column_holds_at_least_what_is_kept_for_it(tmp_path, bands, classes, binary, block):
     network, rows, cols = by_hand(tmp_path, None, bands, classes, binary), axis(300), axis(300)
     strip = strips_of(cols, 1)[0]
-    kept = Blending(network, rows, cols, strip, TIGHT, 1)
+    kept = Blending(network, rows, cols, strip, TIGHT, 1, LAYERS)
     tensors = [*kept.inputs.values(), kept.sums, kept.known]
     decoded = bands * 2 * rows.size * cols.length
-    assert sum(t.numel() * t.element_size() for t in tensors) + kept.valid.nbytes + decoded < budget.column_bytes(network, scene_of(bands, block), rows, TIGHT).host * cols.length
+    assert sum(t.numel() * t.element_size() for t in tensors) + kept.valid.nbytes + decoded < budget.column_bytes(network, scene_of(bands, block), rows, LAYERS).host * cols.length
 
 
 def test_with_plenty_of_memory_there_is_one_strip_and_no_trial(tmp_path, steady):
     network = by_hand(tmp_path, zeros(2), 3)
-    costs = budget.costs_of(network, scene_of(), axis(300), axis(300), TIGHT)
+    costs = budget.costs_of(network, scene_of(), axis(300), axis(300), TIGHT, LAYERS)
     assert (costs.strips, costs.tried, network.net.seen) == (1, None, []) and HELD < costs.memory < costs.limit == HELD + budget.SPARE * 10**11
 
 
 @pytest.mark.parametrize("columns, strips", [(300, 1), (299, 2), (204, 2), (203, 3), (160, 3), (159, 4), (155, 6), (112, 6)])
 def test_what_memory_allows_decides_the_strips(tmp_path, steady, columns, strips):
     network, rows, cols = by_hand(tmp_path, zeros(2), 3), axis(300), axis(300)
-    column = budget.column_bytes(network, scene_of(), rows, TIGHT).host
+    column = budget.column_bytes(network, scene_of(), rows, LAYERS).host
     limit = HELD + raster.CACHE + column * columns + column - 1
-    costs = budget.costs_of(network, scene_of(), rows, cols, PredictionConfig(max_memory=limit))
+    costs = budget.costs_of(network, scene_of(), rows, cols, PredictionConfig(max_memory=limit), LAYERS)
     assert (costs.strips, costs.limit) == (strips, limit)
     assert costs.memory == HELD + raster.CACHE + column * widest(strips_of(cols, strips)) <= limit
     assert [tuple(tile.shape) for tile in network.net.seen] == [(1, 3, 64, 64)] * 2  # the trial
@@ -99,17 +102,17 @@ def test_what_memory_allows_decides_the_strips(tmp_path, steady, columns, strips
 
 def test_a_limit_that_holds_a_tile_but_not_those_it_overlaps_is_told_truly(tmp_path, steady):
     network, rows, cols = by_hand(tmp_path, zeros(2), 3), axis(320), axis(320, overlap=32)
-    column = budget.column_bytes(network, scene_of(), rows, TIGHT).host
+    column = budget.column_bytes(network, scene_of(), rows, LAYERS).host
     limit = HELD + raster.CACHE + column * 96 - 1  # a tile of 64, and the half of its neighbour that it does not share
     with pytest.raises(SetupError, match="the narrowest strip, 96 columns for tiles of 64 x 64 pixels"):
-        budget.costs_of(network, scene_of(), rows, cols, PredictionConfig(max_memory=limit))
-    assert budget.costs_of(network, scene_of(), rows, cols, PredictionConfig(max_memory=limit + 1)).strips == 9
+        budget.costs_of(network, scene_of(), rows, cols, PredictionConfig(max_memory=limit), LAYERS)
+    assert budget.costs_of(network, scene_of(), rows, cols, PredictionConfig(max_memory=limit + 1), LAYERS).strips == 9
 
 
 def test_a_limit_that_takes_strips_gives_each_pixel_its_class(tmp_path, steady):
     pixels, network = coded(100, 300, 1), by_hand(tmp_path, Spy(remainder(7)), classes=7)
     scene = write_raster(tmp_path / "s.tif", pixels)
-    limit = HELD + raster.CACHE + 250 * budget.column_bytes(network, scene_of(1), axis(100), TIGHT).host  # of 300 columns
+    limit = HELD + raster.CACHE + 250 * budget.column_bytes(network, scene_of(1), axis(100), LAYERS).host  # of 300 columns
     mapped(network, scene, tmp_path / "m.tif", max_memory=limit)
     tiles = len(network.net.seen) - 2
     assert tiles > 2 * 6 and (opened(tmp_path / "m.tif") == pixels[0] % 7).all()
@@ -128,7 +131,7 @@ def test_too_little_memory_is_one_line_before_anything_is_written(tmp_path):
 
 @pytest.mark.parametrize("options, making, more", [({}, 10**6, 5 * 10**5), ({"save_confidence": True}, 5 * 10**6, 4.9 * 10**6), ({"output_nodata": 256}, 2 * 10**6, 10**6)])
 def test_the_disk_holds_classes_and_confidence_by_hand(options, making, more):
-    assert budget.disk_bytes(10**6, PredictionConfig(**options)) == (making, more)
+    assert budget.disk_bytes(10**6, layers_of(Path('m.tif'), ['a', 'b'], [], PredictionConfig(**options))) == (making, more)
 
 
 @pytest.mark.parametrize("options", [{}, {"dry_run": True}])
@@ -139,7 +142,7 @@ def test_a_disk_too_full_is_one_line_and_nothing_is_left_behind(tmp_path, monkey
     with pytest.raises(SetupError, match=rf"^--output {tmp_path}/new/m.tif: the map takes about 14.6 kB while it is made, 9.8 kB are free in {tmp_path}"):
         mapped(network, scene, tmp_path / "new/m.tif", **options)
     assert listing(tmp_path) == before
-    budget.check_disk(tmp_path / "m.tif", 10000, PredictionConfig(), held=10000)  # of the run that is gone on with
+    budget.check_disk(tmp_path / "m.tif", 10000, LAYERS, held=10000)  # of the run that is gone on with
 
 
 # ---------------------------------------------------------------- a dry run

@@ -10,13 +10,15 @@ FLOORS = [  # a module imports only from floors above it in this list
     {"errors"},  # beneath all: even the lowest floor must be able to say what is wrong
     {"tiles", "files", "schedule", "vrt", "coding", "validity", "parallel", "flags", "stopping", "scaling", "scoring", "memory"},
     {"vetting", "config", "bands", "intervals", "tiling"},
-    {"raster", "normalize", "augment", "metrics", "unet", "device", "georef", "pairing", "patchset", "splits", "vector", "optim", "runfolder", "profiling", "deciding"},
+    {"raster", "normalize", "augment", "metrics", "unet", "device", "georef", "pairing", "patchset", "splits", "vector", "scenes", "optim", "runfolder", "profiling", "deciding"},
     {"data", "models", "checkpoint", "tracking", "plots", "patchscores", "calibrating", "advice", "areas", "cutting", "labels", "mapfile", "places", "staging", "survey", "packing"},
-    {"network", "encoders", "patchplots", "plan", "stages", "source", "scoreplots", "partition", "sweeps", "fitting", "reading", "quickening"},  # join what lies beneath: a network and its checkpoint, patches and their pack
+    {"network", "encoders", "patchplots", "legends", "plan", "stages", "source", "scoreplots", "partition", "sweeps", "fitting", "reading", "quickening", "polygons"},
+    {"committee"},  # join what lies beneath: a network and its checkpoint, patches and their pack
     {"blending"},
     {"budget"},
+    {"mapjob"},
     {"predict", "extract", "drawing", "panel", "comparing"},
-    {"runstate"},
+    {"runstate", "mapping"},
     {"guarding", "runcard"},
     {"judging"},
     {"ending", "folds", "evaluating"},
@@ -25,9 +27,9 @@ FLOORS = [  # a module imports only from floors above it in this list
     {"main_v2", "Predict_large_image_v2", "Patch_extraction_v2"},
 ]
 WITHOUT_TORCH = {"errors", "tiles", "files", "raster", "normalize", "config", "flags", "extract", "plots", "Patch_extraction_v2", "schedule", "vrt", "coding",
-                 "georef", "pairing", "patchset", "splits", "vector", "cutting", "labels", "tracking", "mapfile", "validity", "patchplots",
+                 "georef", "pairing", "patchset", "splits", "vector", "cutting", "labels", "tracking", "mapfile", "validity", "patchplots", "legends",
                  "parallel", "vetting", "places", "staging", "plan", "survey", "packing", "source", "stopping", "bands", "scoring", "intervals", "patchscores", "scoreplots", "partition", "sweeps", "comparing", "drawing", "panel", "advice",
-                 "memory", "tiling", "fitting", "reading"}
+                 "memory", "scenes", "tiling", "fitting", "reading", "polygons"}
 MODULES = [*ROOT.glob("*.py"), *ROOT.glob("eoseg/[!_]*.py")]
 OPENERS = re.compile(r"\brasterio\.open\(|\btifffile\.(?:TiffFile|imread|imwrite)\(|\bcv2\.im(?:read|write)\(")
 

@@ -11,7 +11,8 @@ from rasterio.crs import CRS
 from eoseg import plots, raster
 from eoseg.errors import SetupError
 from eoseg.blending import Finished
-from eoseg.mapfile import BINS, ONE, MapFile
+from eoseg.config import PredictionConfig
+from eoseg.mapfile import BINS, ONE, MapFile, layers_of
 from eoseg.vrt import vrt_of
 
 UTM = Affine(10, 0, 500000, 0, -10, 4800000)
@@ -32,20 +33,23 @@ def finished(classes, sure, valid, count, nodata=255):
     """Rows as blending hands them on."""
     counts = np.stack([((classes == number) & valid).sum(1) for number in range(count)], 1)
     histogram = np.histogram(np.minimum(sure[valid], 1), BINS, (0, 1))[0]
-    return Finished(np.where(valid, classes, nodata), np.where(valid, sure, np.nan), counts, histogram, round(float(sure[valid].sum(dtype=float)) * ONE), True)
+    layers = {"classes": np.where(valid, classes, nodata)[None], "confidence": np.where(valid, sure, np.nan)[None]}
+    return Finished(layers, counts, histogram, round(float(sure[valid].sum(dtype=float)) * ONE), True)
 
 
 def made(folder, classes, sure=None, valid=None, names=("a", "b", "c"), place="utm", nodata=255, rows=7, name="map.tif"):
     """A finished MapFile of `classes` (H, W), written `rows` at a time."""
     look = dict(zip(("height", "width", "crs", "transform"), (*classes.shape, *PLACES[place])))
-    confidence = None if sure is None else folder / "sure.tif"
+    options = PredictionConfig(output_nodata=nodata, save_confidence=sure is not None)
+    layers = [layer._replace(path=folder / "sure.tif") if layer.kind == "confidence" else layer for layer in layers_of(folder / name, names, plots.colours(names), options)]
     sure = np.full(classes.shape, 0.5, "float32") if sure is None else sure
     valid = np.ones(classes.shape, bool) if valid is None else valid
-    canvas = MapFile(folder / name, look, list(names), plots.colours(names), nodata, confidence, {"patch_size": 64})
+    canvas = MapFile(folder / name, look, list(names), layers, {"patch_size": 64})
     for row in range(0, len(classes), rows):
         canvas.write(0, row, finished(*(part[row : row + rows] for part in (classes, sure, valid)), len(names), nodata))
     assert canvas.complete
     canvas.finish()
+    canvas.discard()
     return canvas
 
 
@@ -131,7 +135,7 @@ def test_the_summary_counts_what_the_map_holds(tmp_path):
 def test_hectares_in_degrees_grow_towards_the_equator(tmp_path):
     classes = np.repeat([0, 1], 30)[:, None].repeat(50, 1)  # upper and lower half alike in pixels
     look = {"height": 60, "width": 50, "crs": CRS.from_epsg(4326), "transform": Affine(1, 0, 0, 0, -1, 60)}
-    canvas = MapFile(tmp_path / "map.tif", look, ["north", "south"], plots.colours("ab"), 255, None, {})
+    canvas = MapFile(tmp_path / "map.tif", look, ["north", "south"], layers_of(tmp_path / "map.tif", ["north", "south"], [], PredictionConfig()), {})
     canvas.write(0, 0, finished(classes, np.ones((60, 50), "float32"), np.ones((60, 50), bool), 2))
     parts = canvas.summary()["classes"]
     zone = lambda low, high: 6371007.2**2 * np.radians(50) * (np.sin(np.radians(high)) - np.sin(np.radians(low))) / 1e4  # of a sphere of Earth's area
@@ -174,7 +178,7 @@ def test_a_map_of_one_pixel_and_of_one_row(tmp_path):
 
 
 def test_vrt_text_is_whole_xml_whatever_the_names(tmp_path):
-    look = {"height": 2, "width": 3, "dtype": "uint16", "crs": None, "transform": UTM, "nodata": 300, "description": "<&>", "colours": [(1, 2, 3)], "names": ["<&>"]}
+    look = {"height": 2, "width": 3, "dtype": "uint16", "crs": None, "transform": UTM, "nodata": 300, "bands": ["<&>"], "colours": [(1, 2, 3)], "names": ["<&>"]}
     tree = ElementTree.fromstring(vrt_of(tmp_path / "a&b.raw", look))
     assert tree.find(".//Category").text == "<&>" and tree.find(".//SourceFilename").text == "a&b.raw"
     assert [float(part) for part in tree.find("GeoTransform").text.split(",")] == list(UTM.to_gdal()) and tree.find(".//LineOffset").text == "6"

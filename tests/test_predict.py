@@ -271,7 +271,8 @@ def test_a_second_run_on_the_same_map_is_refused_and_another_map_is_not(tmp_path
             mapped(network, scene, tmp_path / "m.tif")
         mapped(network, scene, tmp_path / "other.tif")
     mapped(network, scene, tmp_path / "m.tif")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.tif", "m.tif.aux.xml", "net.pth", "other.tif", "other.tif.aux.xml", "s.tif"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "m.json", "m.qml", "m.tif", "m.tif.aux.xml", "net.pth", "other.json", "other.qml", "other.tif", "other.tif.aux.xml", "s.tif"]
 
 
 def test_an_output_nodata_that_is_a_class_is_refused(tmp_path):

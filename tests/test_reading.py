@@ -12,7 +12,7 @@ import torch
 from conftest import coded, write_raster
 from tinynet import Function, Spy, by_hand, mapped, opened, remainder
 
-from eoseg import predict
+from eoseg import mapjob, predict
 from eoseg.budget import Costs
 from eoseg.config import PredictionConfig
 from eoseg.mapfile import MapFile
@@ -36,8 +36,8 @@ def jobs_and_spans(height, width, overlap, strips):
     """What predict asks the reader for: [(span, the row that it begins with)]."""
     options = PredictionConfig(patch_size=32, overlap=overlap)
     rows, cols = Axis(height, options, int), Axis(width, options, int)
-    jobs = predict.jobs_of(SimpleNamespace(strip=0, row=0, strips=strips), rows, strips_of(cols, strips))
-    return list(predict.spans_of(jobs, rows)), rows.size
+    jobs = mapjob.jobs_of(SimpleNamespace(strip=0, row=0, strips=strips), rows, strips_of(cols, strips))
+    return list(mapjob.spans_of(jobs, rows)), rows.size
 
 
 # ---------------------------------------------------------------- rows
@@ -137,15 +137,15 @@ def until(true):
         time.sleep(0.001)
 
 
-def kept(monkeypatch, name):
-    """The objects that predict makes of its class `name`."""
-    made, kind = [], getattr(predict, name)
-    monkeypatch.setattr(predict, name, lambda *given, **named: made.append(kind(*given, **named)) or made[-1])
+def kept(monkeypatch, room, name):
+    """The objects that a room of the house makes of its class `name`."""
+    made, kind = [], getattr(room, name)
+    monkeypatch.setattr(room, name, lambda *given, **named: made.append(kind(*given, **named)) or made[-1])
     return made
 
 
 def test_no_tile_is_run_after_reading_has_failed(tmp_path, monkeypatch):
-    reads, readers, calls, read = [], kept(monkeypatch, "RowReader"), [], Scene.read
+    reads, readers, calls, read = [], kept(monkeypatch, mapjob, "RowReader"), [], Scene.read
 
     def third_fails(scene, window):
         reads.append(window)
@@ -168,7 +168,7 @@ def test_no_tile_is_run_after_reading_has_failed(tmp_path, monkeypatch):
 
 
 def test_no_tile_is_run_after_writing_has_failed(tmp_path, monkeypatch):
-    writers, puts, calls, put = kept(monkeypatch, "Behind"), [], [], MapFile._put
+    writers, puts, calls, put = kept(monkeypatch, predict, "Behind"), [], [], MapFile._put
 
     def second_fails(canvas, *given):
         puts.append(0)

@@ -59,7 +59,7 @@ def test_a_run_cut_off_and_resumed_gives_the_same_bytes(tmp_path, overlap, after
 
 def cut(monkeypatch, count):
     """Have new maps made in `count` strips of columns."""
-    monkeypatch.setattr("eoseg.budget.costs_of", lambda network, scene, rows, cols, options, strips=None: Costs(strips or count, 0, 1, None))
+    monkeypatch.setattr("eoseg.budget.costs_of", lambda network, scene, rows, cols, options, layers, strips=None: Costs(strips or count, 0, 1, None))
 
 
 @pytest.mark.parametrize("overlap, after", [(16, 0), (16, 3), (16, 11), (16, 20), (48, 40)])
@@ -89,7 +89,7 @@ def test_a_journal_that_is_torn_costs_rows_but_no_pixel(tmp_path, ruin):
     scene = write_raster(tmp_path / "s.tif", coded(300, 70, 1))
     mapped(steady(tmp_path), scene, tmp_path / "a.tif")
     interrupted(tmp_path, scene, tmp_path / "m.tif", 9)
-    journal, rows = tmp_path / ".m.tif.journal.part", tmp_path / ".m.tif.rows.part"
+    journal, rows = tmp_path / ".m.tif.journal.part", tmp_path / ".m.tif.classes.part"
     text = journal.read_bytes()
     if ruin == "short rows":
         rows.write_bytes(rows.read_bytes()[:-100])
