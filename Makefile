@@ -11,7 +11,7 @@ RUN := $(VENV)/bin/python
 $(VENV)/ready: requirements.txt requirements-extras.txt Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet -r requirements.txt "torchvision>=0.29" pytest
+	$(RUN) -m pip install --quiet -r requirements.txt "torchvision>=0.29" pytest pytest-xdist
 	-$(RUN) -m pip install --quiet --no-deps -r requirements-extras.txt
 	touch $@
 
@@ -19,7 +19,7 @@ demo: $(VENV)/ready
 	sh sample/demo.sh $(RUN)
 
 test: $(VENV)/ready
-	$(RUN) -m pytest -q -m "not slow"
+	$(RUN) -m pytest -q -n auto --maxprocesses 4 -m "not slow"
 
 test-all: $(VENV)/ready
 	$(RUN) -m pytest -q

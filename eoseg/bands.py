@@ -1,11 +1,18 @@
 """Which band is which: by number, by name, by colour."""
 
+import re
+
 from eoseg.errors import SetupError, listing
 
 
 def band_names(src):
     """The bands' descriptions; `band_N` where a band has none."""
     return [text or f"band_{number}" for number, text in enumerate(src.descriptions, 1)]
+
+
+def speaks(name):
+    """Does a band's name tell more than its place?"""
+    return not re.fullmatch(r"band_\d+", name)
 
 
 def choose_bands(names, wanted, where, flag="--bands"):

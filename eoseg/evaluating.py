@@ -9,6 +9,7 @@ import torch
 from eoseg import checkpoint, files, network, patchscores, patchset, scoreplots
 from eoseg import source as sources
 from eoseg.areas import Ground, area_table
+from eoseg.bands import speaks
 from eoseg.calibrating import calibrate
 from eoseg.config import PredictionConfig, TrainingConfig
 from eoseg.device import autocast
@@ -119,7 +120,7 @@ def open_split(trained, split, config, flag="--split"):
     if not config.label_map:
         check_classes(metadata.get("class_names") or [], trained.class_names, root)
     wanted, there = trained.input["names"] if trained.input else [], (metadata.get("bands") or {}).get("names") or []
-    if wanted and all(network.speaks(name) and there.count(name) == 1 for name in wanted):
+    if wanted and all(speaks(name) and there.count(name) == 1 for name in wanted):
         config.bands = wanted
     splits, problems = patchset.match_splits(root, [split])
     if not splits[split] and not problems:

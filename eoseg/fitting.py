@@ -2,10 +2,9 @@
 
 import dataclasses as dc
 import math
-import re
 
 from eoseg import raster
-from eoseg.bands import band_names, choose_bands
+from eoseg.bands import band_names, choose_bands, speaks
 from eoseg.errors import DataError, SetupError, listing
 from eoseg.georef import METRES_PER_DEGREE, latitude, pixel_size
 from eoseg.validity import called_alpha
@@ -137,8 +136,3 @@ def warn_of_others(names, wanted, path, say):
     """Say where bands that are told by name on both sides go by different names."""
     if any(map(speaks, names)) and any(map(speaks, wanted)) and names != wanted:
         say(f"warning: {path}: bands {listing(names, 13)} are taken by place for {listing(wanted, 13)}; if they are other bands, the map is wrong")
-
-
-def speaks(name):
-    """Does a band's name tell more than its place?"""
-    return not re.fullmatch(r"band_\d+", name)

@@ -61,7 +61,7 @@ class Job:
         with self:
             for line in budget.report(self.output, self.scene, self.rows, self.cols, self.area, self.options, self.layers, self.costs()):
                 self.say(line)
-            refuse_existing(self.output, self.path, self.options, self.written())
+            refuse_existing(self)
             budget.check_disk(self.output, self.scene.height * self.scene.width, self.layers)
             self.say("dry run   nothing was written")
 
@@ -78,7 +78,7 @@ class Job:
             lenient: what was begun with other settings is begun anew, not refused.
         """
         self.held.enter_context(files.lock(self.output.parent, f".{self.output.name}.lock"))
-        refuse_existing(self.output, self.path, self.options, self.written())
+        refuse_existing(self)
         if lenient:
             drop_other(self.output, self.settings)
         if self.options.resume and self.is_finished():
@@ -165,18 +165,16 @@ def by_number(values, numbers, otherwise):
     return [of.get(number, otherwise) for number in range(max(numbers) + 1)]
 
 
-def refuse_existing(output, path, options, wanted):
-    """Inputs are never overwritten, existing maps and what lies beside them only when told.
-
-    Args:
-        wanted: paths of all that is to be written.
-    """
-    there = [file for file in dict.fromkeys(wanted) if file.exists()]
-    for file in there:
-        if Path(path).exists() and file.samefile(path):
-            raise SetupError(f"--output {output}: {file} is the input itself; name another file.")
+def refuse_existing(job):
+    """Inputs are never overwritten, existing maps and what lies beside them only when told."""
+    there, options = [file for file in dict.fromkeys(job.written()) if file.exists()], job.options
+    for source in filter(None, [job.path, options.aoi and options.aoi.split("|layername=")[0], options.palette, *(one.path for one in job.network.members)]):
+        for file in there:
+            if Path(source).exists() and file.samefile(source):
+                raise SetupError(f"--output {job.output}: {file} is the input itself; name another file." if source == job.path
+                                 else f"{file}: is read and would be written; name another file.")
     if there and not (options.overwrite or options.resume):
-        raise SetupError(f"--output {output}: {listing(file.name for file in there)} there already; "
+        raise SetupError(f"--output {job.output}: {listing(file.name for file in there)} there already; "
                          "give --overwrite to replace it, --resume to go on with a map that was cut off, or another name.")
 
 

@@ -16,7 +16,8 @@ from eoseg.georef import pixel_areas
 from eoseg.mapfile import beside
 
 SUFFIXES = (".gpkg", ".geojson", ".parquet")
-PIXEL, RUN, PATCH, STEP = 16, 120, 3000, 500  # bytes: of numbering (a pixel, a run of pixels), of drawing (a patch, a run of its rows)
+PIXEL, RUN = 12, 160  # bytes that numbering takes: a pixel, a run of pixels
+DRAWN, SIMPLIFIED = (1000, 200), (3500, 450)  # bytes that outlines take: a patch, and each run of its pixels
 BAND = 2**22  # pixels whose confidence is added up at once
 
 
@@ -48,16 +49,16 @@ def check(target, look, options):
             raise SetupError(f"--polygons {target}: GeoJSON is in longitude and latitude, and nobody knows where the scene lies; choose .gpkg, or georeference the scene.")
         if options.min_area:
             raise SetupError(f"--min_area {options.min_area:g}: nobody knows how many hectares a pixel of the scene has; give --sieve N pixels, or georeference the scene.")
-    afford(PIXEL * look["height"] * look["width"], f"{look['height']:,} x {look['width']:,} pixels", options)
+    afford(PIXEL * look["height"] * look["width"], f"{look['height']:,} x {look['width']:,} pixels", "cut the scene into parts", options)
 
 
-def afford(need, what, options):
+def afford(need, what, remedy, options):
     """Refuse work that takes more than --max_memory in all, or more than half of what is free."""
     held = memory.told("VmRSS") or 2**29
     limit = options.max_memory or held + memory.available() // 2
     if held + need > limit:
         raise SetupError(f"--polygons: {what} take about {memory.shown(held + need)} of memory, and {memory.shown(limit)} are allowed; "
-                         "give a larger --sieve or --min_area, a smaller area with --aoi, or more with --max_memory.")
+                         f"{remedy}, or allow more with --max_memory.")
 
 
 def write(target, classes, confidence, look, names, numbers, options, say=print):
@@ -79,22 +80,28 @@ def write(target, classes, confidence, look, names, numbers, options, say=print)
     runs = runs_of(np.array(classes), look["nodata"], options)
     numbered, patch = sieved(runs, options.sieve)
     table = measured(runs, numbered, patch, confidence, look)
-    hectares, known = table["hectares"], table["class"] != look["nodata"]
-    kept = known & ~(hectares < options.min_area)  # without a place, hectares are nan and nothing is left out
-    if kept.sum() < known.sum():
-        say(f"note: --min_area {options.min_area:g}: {known.sum() - kept.sum():,} of {known.sum():,} polygons left out, {hectares[known & ~kept].sum():,.2f} hectares")
-    count = int(kept.sum())
-    afford(PATCH * count + STEP * int(kept[patch].sum()), f"{count:,} polygons", options)
+    kept = large_enough(table, look["nodata"], options.min_area, say)
+    count, (a_patch, a_run) = int(kept.sum()), SIMPLIFIED if options.simplify else DRAWN
+    afford(a_patch * count + a_run * int(kept[patch].sum()), f"{count:,} polygons", "give a larger --sieve or --min_area, a smaller area with --aoi", options)
     if not count:
-        say(f"note: {target}: no polygon, as the map has {'none so large' if known.any() else 'no pixel with data'}")
-    label = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
-    shapes = placed(outlines(label[patch][runs.of_pixel], count, options.simplify), look["transform"])
-    columns = {key: column[kept] for key, column in table.items()}
+        say(f"note: {target}: holds no polygon")
+    label = np.where(kept, np.cumsum(kept), 0).astype(np.int32)[patch][runs.of_pixel]
+    shapes = placed(outlines(label, count, options.simplify), look["transform"])
     called = dict(zip(numbers, names))
-    columns = {"class": columns.pop("class").astype(np.int32), "name": np.array([called.get(number, "") for number in table["class"][kept].tolist()], object), **columns}
-    frame = vector.frame_of(columns, shapes, look["crs"].to_wkt() if look["crs"] else None)
+    table = {key: column[kept] for key, column in table.items()}
+    table["name"][:] = [called.get(number, "") for number in table["class"].tolist()]
+    frame = vector.frame_of(table, shapes, look["crs"].to_wkt() if look["crs"] else None)
     vector.write_layer(frame, target, geometry_type="Polygon", **({"RFC7946": "YES"} if target.suffix.lower() == ".geojson" else {}))
     return count
+
+
+def large_enough(table, nodata, least, say):
+    """Which patches become polygons, (P,) bool: what is no nodata, and has at least so many hectares."""
+    known = table["class"] != nodata
+    small = known & (table["hectares"] < least)  # never where the place, and so the area, is unknown
+    if small.any():
+        say(f"note: --min_area {least:g}: {small.sum():,} of {known.sum():,} polygons left out, {table['hectares'][small].sum():,.2f} hectares in all")
+    return known & ~small
 
 
 class Runs(NamedTuple):
@@ -112,7 +119,7 @@ def runs_of(classes, nodata, options):
     begins = np.ones(classes.shape, bool)
     np.not_equal(classes[:, 1:], classes[:, :-1], out=begins[:, 1:])
     starts = np.flatnonzero(begins)
-    afford(RUN * len(starts), f"{len(starts):,} runs of like pixels", options)
+    afford(RUN * len(starts), f"{len(starts):,} runs of like pixels", "map a smaller area with --aoi", options)
     of_pixel = np.cumsum(begins, dtype=np.int32).reshape(classes.shape)
     of_pixel -= 1
     touch = (begins[1:] | begins[:-1]) & (classes[1:] != nodata) & (classes[:-1] != nodata)  # one above the other, once for each pair
@@ -163,14 +170,14 @@ def measured(runs, numbers, patch, confidence, look):
     """What is known of each patch.
 
     Returns:
-        dict of columns class, hectares (nan where the place on Earth is unknown), pixels and, with `confidence`, its mean.
+        dict of columns (P,): class, name (empty yet), hectares (nan where the place on Earth is unknown), pixels and, with `confidence`, its mean.
     """
     areas = pixel_areas(look["transform"], look["crs"], look["height"], look["width"])
     pixels = np.bincount(patch, runs.lengths)
     number = np.empty(len(pixels), numbers.dtype)
     number[patch] = numbers
     hectares = np.full(len(pixels), np.nan) if areas is None else np.bincount(patch, runs.lengths * areas[runs.starts // look["width"]]) / 1e4
-    table = {"class": number, "hectares": hectares, "pixels": pixels.astype(np.int64)}
+    table = {"class": number.astype(np.int32), "name": np.full(len(pixels), "", object), "hectares": hectares, "pixels": pixels.astype(np.int64)}
     if confidence is not None:
         table["confidence"] = np.round(np.bincount(patch, sums(confidence, runs.starts)) / pixels, 4)
     return table
