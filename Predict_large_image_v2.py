@@ -8,6 +8,8 @@ Bands, normalisation and classes come from the checkpoint. The map is a Cloud-Op
 colours and class names; --save_confidence adds a map of how sure the network is.
 """
 
+import dataclasses as dc
+import os
 from pathlib import Path
 
 from eoseg import config, errors, flags, scenes
@@ -30,8 +32,7 @@ def main(argv=None):
 
     trained = network.load_all(args.model, options)
     if options.dry_run:
-        for scene, output in maps.items():
-            predict.predict(trained, scene, output, options)
+        dry_run(trained, maps, dc.replace(options, resume=options.resume or many and not options.overwrite), predict.predict)
     elif many:
         index = mapping.map_all(trained, maps, Path(args.output), options, bar=bar)
         print(f"finished  {index.report()}; {index.path}")
@@ -54,10 +55,25 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
+def dry_run(network, maps, options, predict):
+    """Print what each map would cost; a scene that cannot be mapped is named, and the others are looked at."""
+    failed = {}
+    for scene, output in maps.items():
+        try:
+            predict(network, scene, output, options)
+        except errors.SetupError as error:
+            if len(maps) == 1:
+                raise
+            failed[scene] = error
+            print(f"failed    {error}")
+    if failed:
+        raise errors.PartialFailure(f"{len(failed)} of {len(maps)} scenes could not be mapped: {errors.listing(failed)}; mend them, the others are well.")
+
+
 def output_path(output, scene):
     """The map's path; a folder gets a file of the scene's name."""
     path = Path(output)
-    if path.is_dir() or output.endswith("/"):
+    if path.is_dir() or output.endswith(("/", os.sep)):
         path = path / f"{Path(scene).stem}.tif"
     if path.suffix.lower() not in (".tif", ".tiff"):
         raise errors.SetupError(f"--output {output}: maps are GeoTIFFs; name a .tif file, or a folder that exists.")
@@ -74,7 +90,7 @@ def folder_for(output):
 def print_map(output, options, summary):
     """What was written, and pixels and area of each class."""
     if summary is None:
-        return print(f"finished  {output} is complete already; nothing was done")
+        return print(f"finished  {output} is complete already")
     print_summary(summary)
     for ending, wanted in (("_confidence.tif", options.save_confidence), ("_probabilities.tif", options.save_probabilities), ("_uncertainty.tif", options.save_uncertainty),
                            ("_patches", options.save_patches), ("_quicklook.png", options.quicklook), (".qml", True), (".json", True)):

@@ -35,6 +35,7 @@ from eoseg.source import fit_normalizer, open_folds, open_splits
 from eoseg.stopping import Stopping
 from eoseg.tracking import bar, describe, epoch_line, epoch_row
 
+
 def get_available_models():
     """Names of the networks, for --model."""
     return list(NETWORKS)

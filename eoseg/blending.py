@@ -57,6 +57,7 @@ class Blending:
         self.known = torch.zeros(shape, dtype=torch.bool, device=self.device)
         self.valid = np.zeros(shape, bool)  # the same, where the program is
         self.row_weights, self.col_weights = (torch.from_numpy(axis.weights).to(self.device) for axis in (rows, cols))
+        self.codes = torch.tensor(network.codes, device=self.device) if options.original_codes else None
         self.tiles = torch.empty(0)  # what goes through the network, kept: new memory costs more than filling it
 
     def take(self, rows):
@@ -158,8 +159,7 @@ class Blending:
 
     def _coded(self, classes):
         """Classes (h, w) as the map numbers them: (1, h, w)."""
-        codes = self.network.codes
-        return (torch.tensor(codes, device=self.device)[classes] if self.options.original_codes else classes)[None]
+        return (classes if self.codes is None else self.codes[classes])[None]
 
     def _of_classes(self, probability):
         """Probabilities (C, h, w) of all classes, in the order of the map's classes."""
@@ -191,7 +191,7 @@ class Blending:
         if self.device.type == "cuda":
             parts = [torch.empty(part.shape, dtype=part.dtype, pin_memory=True).copy_(part, non_blocking=True) for part in parts]
             event = torch.cuda.Event()
-            event.record()
+            event.record(torch.cuda.current_stream(self.device))
         else:
             parts, event = [part.cpu() for part in parts], None
         return Finished(dict(zip(layers, parts)), *parts[len(layers) :], event)

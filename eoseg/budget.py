@@ -59,11 +59,20 @@ class Tried(NamedTuple):
 
 
 def tried(network, padded, batch, tta):
-    """Send noise through all members, in all views, twice: the first time is longer than any later one.
+    """Send noise through all members, in all views, twice: the first time is longer than any later one. In smaller batches where memory does not suffice.
 
     Args:
         padded: rows and columns of a tile.
     """
+    try:
+        return tried_once(network, padded, batch, tta)
+    except torch.OutOfMemoryError:
+        if batch == 1:
+            raise
+    return tried(network, padded, batch // 2, tta)  # here, where the error no longer holds on to what the networks had computed
+
+
+def tried_once(network, padded, batch, tta):
     tiles = torch.randn(batch, network.in_channels, *padded)
     gpu, before = network.device.type == "cuda", memory.told("VmRSS") or 0
     if gpu:
@@ -80,6 +89,21 @@ def tried(network, padded, batch, tta):
     return Tried(seconds, max(0, peak - before))
 
 
+class Means(NamedTuple):
+    """What a run may take: looked up before it takes anything, and the same for all its scenes."""
+
+    held: int  # bytes of memory that the program holds already
+    limit: int  # that it may hold
+    free: int  # on a GPU
+    tried: Tried = None  # on a whole tile; None: not tried yet
+
+
+def means_of(network, options):
+    held = memory.told("VmRSS") or 2**29
+    free = torch.cuda.mem_get_info(network.device)[0] if network.device.type == "cuda" else 0
+    return Means(held, options.max_memory or int(held + SPARE * memory.available()), free)
+
+
 class Costs(NamedTuple):
     """A plan of the strips, and what it rests on."""
 
@@ -89,21 +113,21 @@ class Costs(NamedTuple):
     tried: Tried  # None: there was no need
 
 
-def costs_of(network, scene, rows, cols, options, layers, strips=None):
+def costs_of(network, scene, rows, cols, options, layers, strips=None, means=None):
     """Cut the scene into as few strips as the memory allows.
 
     Args:
         rows, cols: tiling.Axis. layers: mapfile.Layer's that are made. strips: how many a run that goes on has; None: as many as it takes.
+        means: Means; None: they are looked up.
     Raises:
         SetupError: not even the narrowest fits.
     """
     column, batch = column_bytes(network, scene, rows, layers), batch_of(network, options)
-    held = memory.told("VmRSS") or 2**29
-    limit = options.max_memory or int(held + SPARE * memory.available())
+    held, limit, free, trial = means or means_of(network, options)
     gpu = network.device.type == "cuda"
-    free = torch.cuda.mem_get_info(network.device)[0] if gpu else 0
     ample = column.host * cols.length < READY * (limit - held) and column.device * cols.length <= READY * free
-    trial = None if ample and not options.dry_run and not options.max_memory else tried(network, (rows.padded, cols.padded), batch, options.tta)
+    if not trial and (options.dry_run or options.max_memory or not ample):
+        trial = tried(network, (rows.padded, cols.padded), batch, options.tta)
     base = held + CACHE + (trial.bytes if trial and not gpu else 0)
     most = (limit - base) // column.host
     if gpu:

@@ -320,7 +320,7 @@ class PredictionConfig:
     polygons: Optional[str] = option(None, "write the map's areas as polygons into this .gpkg, .geojson or .parquet; the suffix alone: beside the map", none="none")
     sieve: int = option(0, "polygons: patches of fewer pixels go to their largest neighbour", type=at_least(0))
     min_area: float = option(0.0, "polygons: leave out those of fewer hectares", type=at_least(0, float))
-    simplify: float = option(0.0, "polygons: straighten outlines by up to so many pixels, without gaps between neighbours", type=at_least(0, float))
+    simplify: float = option(0.0, "polygons: straighten outlines by about so many pixels, without gaps between neighbours", type=at_least(0, float))
     palette: Optional[str] = option(None, "file with a line per class: number or name, and its colour as #rrggbb or three numbers to 255", none="one safe for colour-blind eyes")
     original_codes: bool = option(False, "write the codes of the training data in place of class numbers")
     save_patches: bool = option(False, "write each tile's classes into <output>_patches/")
@@ -337,5 +337,9 @@ class PredictionConfig:
             raise SetupError(f"--normalization_percentile {self.normalization_percentile}: must lie above 0 and up to 100.")
         if self.output_nodata > 65535:
             raise SetupError(f"--output_nodata {self.output_nodata}: must fit the map's type, at most 65535; 255 is usual.")
+        for given, flags, lacking, other in ((self.sieve or self.min_area or self.simplify, "--sieve, --min_area, --simplify", not self.polygons, "--polygons"),
+                                             (self.vector_crs, "--vector_crs", not self.aoi, "--aoi"), (self.probability_dtype != "uint8", "--probability_dtype", not self.save_probabilities, "--save_probabilities")):
+            if given and lacking:
+                raise SetupError(f"{flags}: tell how {other} is done, which is not asked for; give {other} too, or leave them out.")
         if self.overwrite and self.resume:
             raise SetupError("--resume and --overwrite: one goes on with a map, the other replaces it; give one of them.")

@@ -138,6 +138,14 @@ def write_qml_ramp(path, description):
     files.write_text(path, STYLE.format(attributes='type="singlebandpseudocolor" classificationMin="0" classificationMax="1"', body=body))
 
 
+def is_card(path):
+    """Is there a card at `path` that `write_card` wrote?"""
+    try:
+        return {"format", "model", "settings"} <= files.read_json(path).keys()
+    except (SetupError, OSError, AttributeError):
+        return False
+
+
 def write_card(path, summary, about):
     """Write as JSON what a map holds and how it was made; the same map gives the same bytes.
 

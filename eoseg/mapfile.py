@@ -37,28 +37,24 @@ class Layer(NamedTuple):
     def pixel_bytes(self):
         return np.dtype(self.dtype).itemsize * len(self.bands)
 
-    def shown(self, values, known):
-        """Values (..., h, w) as this layer stores them: nodata where not `known` (h, w)."""
-        return np.where(known, values, np.nan if self.nodata == "nan" else self.nodata).astype(self.dtype)
-
 
 def beside(output, ending):
     """`map_confidence.tif` beside `map.tif`."""
     return output.with_name(output.stem + ending)
 
 
-def layers_of(output, names, palette, options, members=1):
+def layers_of(output, classes, names, palette, options, members=1):
     """The layers that `options` (PredictionConfig) ask for; the classes last, so that no map stands there without the others.
 
     Args:
-        names, palette: of the classes, or of every code up to the highest. members: answers that are averaged; more than one can disagree.
+        classes: their names. names, palette: of every number of the map, from 0. members: answers that are averaged; more than one can disagree.
     """
     found, nodata = [], options.output_nodata
     if options.save_confidence or options.polygons:
         found.append(Layer("confidence", beside(output, "_confidence.tif") if options.save_confidence else None, "float32", ("confidence",), "nan"))
     if options.save_probabilities:
         small = options.probability_dtype == "uint8"
-        found.append(Layer("probabilities", beside(output, "_probabilities.tif"), options.probability_dtype, tuple(names), 255 if small else "nan", scale=1 / LEVELS if small else 1.0))
+        found.append(Layer("probabilities", beside(output, "_probabilities.tif"), options.probability_dtype, tuple(classes), 255 if small else "nan", scale=1 / LEVELS if small else 1.0))
     if options.save_uncertainty:
         found.append(Layer("uncertainty", beside(output, "_uncertainty.tif"), "float32", ("entropy", "disagreement")[: 1 + (members > 1)], "nan"))
     dtype = "uint8" if nodata <= 255 and len(names) <= 255 else "uint16"
@@ -95,12 +91,13 @@ def strips_begun(target):
 
 
 def drop_other(target, settings):
-    """Forget what a run with other settings has begun at `target`."""
+    """Forget what a run has begun at `target` with other settings than `settings_begun` gives."""
     if in_the_making(target):
         try:
             check_settings(target, settings, json.loads(journal_of(target).read_text(encoding="utf-8").split("\n")[0])["settings"])
         except (SetupError, ValueError, KeyError, TypeError):
-            journal_of(target).unlink()
+            for path in (*parts_of(target), journal_of(target)):
+                path.unlink(missing_ok=True)
 
 
 def check_settings(target, settings, before):
@@ -108,6 +105,11 @@ def check_settings(target, settings, before):
     differ = sorted(key for key in settings.keys() | before.keys() if json.dumps(settings.get(key)) != json.dumps(before.get(key)))  # as text: NaN is NaN
     if differ:
         raise SetupError(f"--resume: the map {target} was made with other {listing(differ)}; use the same, or --overwrite to start again.")
+
+
+def settings_begun(settings, layers):
+    """The settings that a map in the making keeps: those of the finished map, and whether a layer is made only for the polygons."""
+    return {**settings, "polygons": any(layer.path is None for layer in layers)}
 
 
 class MapFile:
@@ -142,12 +144,12 @@ class MapFile:
         for layer in self.layers:
             with open(raw_of(self.target, layer), "wb") as f:
                 f.truncate(self._size(layer))
-        self.journal.write_text(json.dumps({"settings": self.settings, "strips": self.strips}) + "\n", encoding="utf-8")
+        self.journal.write_text(json.dumps({"settings": settings_begun(self.settings, self.layers), "strips": self.strips}) + "\n", encoding="utf-8", newline="\n")
 
     def _go_on(self):
         first, *lines = self.journal.read_text(encoding="utf-8").split("\n")
         begun = json.loads(first)
-        check_settings(self.target, self.settings, begun.get("settings", {}))
+        check_settings(self.target, settings_begun(self.settings, self.layers), begun.get("settings", {}))
         raws = [(raw_of(self.target, layer), self._size(layer)) for layer in self.layers]
         if not all(path.exists() and path.stat().st_size == size for path, size in raws):
             return self._begin()  # what the journal tells of is not there
@@ -186,7 +188,7 @@ class MapFile:
         if self.row == self.look["height"]:
             self.strip, self.row = self.strip + 1, 0
         state = {"strip": self.strip, "row": self.row, "sum": self.sum, "pixels": self.pixels.tolist(), "area": self.area.tolist(), "histogram": self.histogram.tolist()}
-        with open(self.journal, "a", encoding="utf-8") as f:
+        with open(self.journal, "a", encoding="utf-8", newline="\n") as f:
             f.write(json.dumps(state) + "\n")
             f.flush()
             os.fsync(f.fileno())
@@ -194,7 +196,7 @@ class MapFile:
     def _put(self, layer, values, row, left):
         """Write a window (bands, h, w) into a layer's raw file, and wait until it is on the disk."""
         height, width = self.look["height"], self.look["width"]
-        values = np.ascontiguousarray(values, layer.dtype).reshape(len(layer.bands), -1, values.shape[-1])
+        values = np.ascontiguousarray(values, layer.dtype).reshape(len(layer.bands), *values.shape[-2:])
         with open(raw_of(self.target, layer), "r+b") as f:
             for number, band in enumerate(values):
                 for place, line in enumerate([band] if band.shape[1] == width else band):

@@ -7,14 +7,13 @@ from pathlib import Path
 
 from eoseg import budget, files, legends, memory, plots, polygons, raster
 from eoseg.committee import answers_of
-from eoseg.errors import SetupError, listing
+from eoseg.errors import DataError, SetupError, listing
 from eoseg.fitting import open_scene
 from eoseg.georef import pixel_size
 from eoseg.labels import open_area
-from eoseg.mapfile import SETTINGS, MapFile, beside, check_settings, drop_other, in_the_making, layers_of, parts_of, strips_begun
+from eoseg.mapfile import SETTINGS, MapFile, beside, check_settings, drop_other, in_the_making, layers_of, parts_of, settings_begun, strips_begun
 from eoseg.network import network_size
 from eoseg.parallel import ahead
-from eoseg.quickening import quicken
 from eoseg.reading import RowReader
 from eoseg.tiles import Window
 from eoseg.tiling import Axis, strips_of
@@ -24,17 +23,22 @@ class Job:
     """One scene on its way to a map by one network. Making it settles all that can be settled before a row is read.
 
     As a context it holds its files, and closes the scene in the end.
+
+    Args:
+        network: network.Network, quickened. path: the scene. output: Path of the map. options: PredictionConfig. say: takes a line of report.
+        means: budget.Means; None: they are looked up.
     """
 
-    def __init__(self, network, path, output, options, say):
+    def __init__(self, network, path, output, options, say, means=None):
         if network.binary and options.background_value:
             network = network._replace(class_names=network.class_names[::-1])  # a number keeps its meaning: names and colours swap with it
         check_options(network, options)
-        self.network, self.path, self.output, self.say, self.held = network, path, output, say, ExitStack()
+        self.network, self.path, self.output, self.say, self.means, self.held = network, path, output, say, means, ExitStack()
         self.scene, self.options = open_scene(network, path, options, say)
         self.held.enter_context(self.scene)
         self.area = open_area(self.scene, self.options, say)
-        quicken(network, options.compile, say)
+        if self.area and not len(self.area.hits(Window(0, 0, self.scene.height, self.scene.width))):
+            raise DataError(f"{options.aoi}: lies beside {path}; check that it shows the same place, or name its true CRS with --vector_crs.")
         fit = lambda length: network_size(network, length)
         self.rows, self.cols = Axis(self.scene.height, options, fit), Axis(self.scene.width, options, fit)
         self.settings = settings_of(network, path, self.scene, self.options)
@@ -42,7 +46,7 @@ class Job:
         self.numbers = list(network.codes if options.original_codes else range(len(network.class_names)))
         self.palette = legends.palette_of(network.class_names, options.palette, self.numbers, say)
         self.legend = by_number(network.class_names, self.numbers, ""), by_number(self.palette, self.numbers, (0, 0, 0))
-        self.layers = layers_of(output, *self.legend, self.options, answers_of(network, options.tta))
+        self.layers = layers_of(output, network.class_names, *self.legend, self.options, answers_of(network, options.tta))
         self.ramps = [layer for layer in self.layers if layer.path and layer.kind in ("confidence", "uncertainty")]
         self.polygons = polygons.target_of(options, output) if options.polygons else None
         if self.polygons:
@@ -80,7 +84,7 @@ class Job:
         self.held.enter_context(files.lock(self.output.parent, f".{self.output.name}.lock"))
         refuse_existing(self)
         if lenient:
-            drop_other(self.output, self.settings)
+            drop_other(self.output, settings_begun(self.settings, self.layers))
         if self.options.resume and self.is_finished():
             return False
         start(self, self.open_map(self.costs(strips_begun(self.output) if self.options.resume else None)))
@@ -100,7 +104,7 @@ class Job:
 
     def costs(self, strips=None):
         """budget.Costs; with `strips` of a run that is gone on with."""
-        costs = budget.costs_of(self.network, self.scene, self.rows, self.cols, self.options, self.layers, strips)
+        costs = budget.costs_of(self.network, self.scene, self.rows, self.cols, self.options, self.layers, strips, self.means)
         if costs.memory > costs.limit:
             self.say(f"note: --max_memory {memory.shown(costs.limit)}: the map was begun in {strips} strip{'s' * (strips > 1)}, which take about {memory.shown(costs.memory)}")
         elif costs.strips > 1 and not self.options.dry_run:
@@ -112,10 +116,11 @@ class Job:
         scene, options, output = self.scene, self.options, self.output
         held = sum(getattr(part.stat(), "st_blocks", 0) * 512 for part in parts_of(output) if part.exists())
         budget.check_disk(output, scene.height * scene.width, self.layers, held)
-        if options.save_patches and not options.resume:
-            for old in beside(output, "_patches").glob("patch_*.tif"):  # of other tiles, perhaps
-                old.unlink()
+        if in_the_making(output) and not (options.resume or options.overwrite):
+            self.say("note: what an earlier run has begun of this map is made anew; --resume would have gone on with it")
         canvas = MapFile(output, self.look, self.network.class_names, self.layers, self.settings, costs.strips, options.resume)
+        for old in beside(output, "_patches").glob("patch_*.tif") if options.save_patches and not (canvas.strip or canvas.row) else ():
+            old.unlink()  # of other tiles, perhaps
         if canvas.strip or canvas.row:
             self.say(f"resumed   after row {canvas.row}" + (f" of strip {canvas.strip + 1} of {canvas.strips}" if canvas.strips > 1 else ""))
         return canvas
@@ -131,14 +136,28 @@ class Job:
             self.canvas.finish()
             summary = self.canvas.summary()
             self.describe(summary)
-        if self.polygons and (summary or not self.polygons.exists()):
-            polygons.write(self.polygons, *self.drawn(), self.look, self.network.class_names, self.numbers, self.options, self.say)
-        if self.options.quicklook and (summary or not beside(self.output, "_quicklook.png").exists()):
-            names = self.network.input["names"] if self.network.input else self.scene.names
-            plots.draw_quicklook(self.scene, names, self.output, *self.legend, beside(self.output, "_quicklook.png"))
+        for path, make in ((self.polygons, self.draw_polygons), (beside(self.output, "_quicklook.png") if self.options.quicklook else None, self.draw_quicklook)):
+            if path and (summary or not path.exists()):
+                make(path)
+                if not summary:
+                    self.say(f"wrote     {path}")
+            elif path:
+                self.say(f"note: {path}: is there already and stays; --overwrite makes it anew")
         if self.canvas:
             self.canvas.discard()
         return summary
+
+    def draw_polygons(self, path):
+        """The finished map's areas as polygons."""
+        try:
+            polygons.write(path, *self.drawn(), self.look, self.network.class_names, self.numbers, self.options, self.say)
+        except SetupError as error:
+            raise SetupError(f"{error} The map {self.output} itself is complete; --resume goes on with the polygons.") from None
+
+    def draw_quicklook(self, path):
+        """Scene and map side by side."""
+        names = self.network.input["names"] if self.network.input else self.scene.names
+        plots.draw_quicklook(self.scene, names, self.output, *self.legend, path)
 
     def describe(self, summary):
         """Put styles for QGIS and a card of what the map holds beside it."""
@@ -156,7 +175,7 @@ class Job:
         if self.canvas:
             return self.canvas.rows("classes")[0], self.canvas.rows("confidence")[0]
         sure = beside(self.output, "_confidence.tif")
-        return raster.stored(self.output).pixels[0], raster.stored(sure).pixels[0] if sure.exists() else None
+        return raster.stored(self.output).pixels[0], raster.stored(sure).pixels[0] if self.options.save_confidence and sure.exists() else None
 
 
 def by_number(values, numbers, otherwise):
@@ -173,7 +192,8 @@ def refuse_existing(job):
             if Path(source).exists() and file.samefile(source):
                 raise SetupError(f"--output {job.output}: {file} is the input itself; name another file." if source == job.path
                                  else f"{file}: is read and would be written; name another file.")
-    if there and not (options.overwrite or options.resume):
+    going_on = options.resume and (job.output.exists() or in_the_making(job.output) or legends.is_card(beside(job.output, ".json")))
+    if there and not (options.overwrite or going_on):
         raise SetupError(f"--output {job.output}: {listing(file.name for file in there)} there already; "
                          "give --overwrite to replace it, --resume to go on with a map that was cut off, or another name.")
 
@@ -188,7 +208,7 @@ def settings_of(network, path, scene, options):
         "scene": [source.name, source.stat().st_size] if source.exists() else [str(path)],
         "scene_time": source.stat().st_mtime if source.exists() else None,
         "bands": scene.bands,
-        "aoi": [area.name, area.stat().st_size, options.vector_crs] if area and area.exists() else options.aoi,
+        "aoi": [area.name, hashlib.sha256(area.read_bytes()).hexdigest(), options.vector_crs] if area and area.is_file() else options.aoi,
         **{key: getattr(options, key) for key in ("patch_size", "overlap", "blend", "threshold", "background_value", "input_nodata", "require_all_bands",
                                                   "resample_to_training", "output_nodata", "original_codes", "tta", "save_confidence", "save_probabilities", "probability_dtype",
                                                   "save_uncertainty", "use_amp", "normalization_percentile", "normalize_per_channel")},
@@ -199,9 +219,12 @@ def check_options(network, options):
     """Raises SetupError for options that contradict the network."""
     if not network.binary and (options.threshold not in (None, 0.5) or options.background_value):
         raise SetupError(f"--threshold, --background_value: {network.path} has {len(network.class_names)} classes; they are for binary networks, leave them out.")
-    if options.original_codes and (not network.codes or options.background_value):
-        raise SetupError(f"--original_codes: {network.path} does not know a code for each of its classes" if not network.codes else "--original_codes, --background_value: both number the classes anew"
-                         + "; leave the flag out.")
+    if options.original_codes and not network.codes:
+        raise SetupError(f"--original_codes: {network.path} does not know a code for each of its classes; leave the flag out.")
+    if options.original_codes and options.background_value:
+        raise SetupError("--original_codes, --background_value: both number the classes anew; give one of them.")
+    if options.original_codes and max(network.codes) > 65535:
+        raise SetupError(f"--original_codes: {network.path} knows the code {max(network.codes)}, and a map holds numbers up to 65535; leave the flag out.")
     numbers = network.codes if options.original_codes else range(len(network.class_names))
     if options.output_nodata in numbers:
         name, free = network.class_names[list(numbers).index(options.output_nodata)], next(number for number in (255, 0, *range(256, 65536)) if number not in numbers)

@@ -5,16 +5,16 @@ import time
 from contextlib import closing
 from itertools import chain
 
-from eoseg import files
+from eoseg import budget, files
 from eoseg.errors import SetupError, describe
+from eoseg.legends import palette_of
 from eoseg.mapfile import beside
-from eoseg.mapjob import Job
+from eoseg.mapjob import Job, check_options
+from eoseg.network import network_size
 from eoseg.parallel import Behind, ahead
 from eoseg.predict import fill
 from eoseg.quickening import quicken
 from eoseg.scenes import Index
-
-MENDABLE = (SetupError, OSError, MemoryError)  # what one scene can suffer while others are well
 
 
 def map_all(network, maps, folder, options, say=print, bar=lambda items, **settings: items):
@@ -25,44 +25,53 @@ def map_all(network, maps, folder, options, say=print, bar=lambda items, **setti
         options: PredictionConfig. say, bar: as `predict.predict` takes them.
     Returns:
         scenes.Index.
+    Raises:
+        SetupError: options that no scene could be mapped with.
     """
+    check_options(network, options)
+    palette_of(network.class_names, options.palette, say=say)
     quicken(network, options.compile, say)
+    size = network_size(network, options.patch_size)
+    means = budget.means_of(network, options)._replace(tried=budget.tried(network, (size, size), budget.batch_of(network, options), options.tta))
     index, options = Index(folder, maps), dc.replace(options, resume=not options.overwrite)
-    with Behind(most=1) as behind, closing(ahead(begun(network, maps, options, say))) as coming:
+    with Behind(most=1) as behind, closing(ahead(begun(network, maps, options, say, means))) as coming:
         for scene, job, error in coming:
             if error is not None:
                 fail(index, scene, error, say)
-            elif job.canvas is None:
-                job.held.close()
-                skip(index, scene, job.output, say)
-            else:
-                begin = time.perf_counter()
-                try:
+                continue
+            begin = time.perf_counter()
+            try:
+                if job.canvas:
                     fill(job, bar)
-                except MENDABLE as failure:
-                    job.held.close()
-                    fail(index, scene, failure, say)
-                except BaseException:
-                    job.held.close()
+                behind(finish, index, scene, job, begin, say)
+            except BaseException as failure:
+                job.held.close()
+                if not mendable(failure):
                     raise
-                else:
-                    behind(finish, index, scene, job, begin, say)
+                fail(index, scene, failure, say)
         behind.wait()
     return index
 
 
-def begun(network, maps, options, say):
+def mendable(error):
+    """Is it something that one scene can suffer while others are well?"""
+    return isinstance(error, Exception) and describe(error) is not None
+
+
+def begun(network, maps, options, say, means):
     """Open one scene after the other and read its first rows: (scene, mapjob.Job or None, error or None)."""
     for scene, output in maps.items():
         job = None
         try:
-            job = Job(network, scene, output, options, say)
+            job = Job(network, scene, output, options, say, means)
             if job.begin(lenient=True):
                 first = next(job.coming, None)
                 job.coming = chain([] if first is None else [first], job.coming)
-        except MENDABLE as error:
+        except Exception as error:
             if job:
                 job.held.close()
+            if not mendable(error):
+                raise
             yield scene, None, error
         else:
             try:
@@ -73,12 +82,16 @@ def begun(network, maps, options, say):
 
 
 def finish(index, scene, job, begin, say):
-    """Write the map whose rows are all there."""
+    """Write the map whose rows are all there, or what is asked for beside one that was finished before."""
     try:
         with job:
             summary = job.finish()
-    except MENDABLE as error:
+    except Exception as error:
+        if not mendable(error):
+            raise
         return fail(index, scene, error, say)
+    if summary is None:
+        return skip(index, scene, job.output, say)
     seconds = time.perf_counter() - begin
     index.put(scene, "mapped", seconds, {name: part["share"] for name, part in summary["classes"].items()})
     say(f"mapped    {scene} -> {job.output} ({seconds:.1f} s)" + ("" if summary["valid_pixels"] else "; warning: it holds no valid pixel, the map is all nodata"))
@@ -86,8 +99,10 @@ def finish(index, scene, job, begin, say):
 
 def skip(index, scene, output, say):
     """Note a map that was there already, with the shares that lie beside it."""
-    card = beside(output, ".json")
-    shares = {name: part["share"] for name, part in files.read_json(card)["classes"].items()} if card.exists() else {}
+    try:
+        shares = {name: part["share"] for name, part in files.read_json(beside(output, ".json"))["classes"].items()}
+    except (SetupError, OSError, KeyError, TypeError, AttributeError):  # not there, or another's
+        shares = {}
     index.put(scene, "skipped", shares=shares)
     say(f"skipped   {scene}: {output} is complete already")
 

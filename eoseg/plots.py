@@ -179,7 +179,7 @@ def draw_quicklook(scene, names, map_path, class_names, palette, path):
     right.imshow(painted(classes[0].astype(int).filled(len(palette)), palette))
     right.set_title("map")
     legend(right, *zip(*((name, colour) for name, colour in zip(class_names, palette) if name)), loc="upper left", bbox_to_anchor=(1, 1), fontsize=12)
-    metres = ground_width(raster.header(map_path))
+    metres = ground_width(raster.header(scene.path))
     if metres:
         add_scale(left, metres * step, pixels.shape[1:])
     for axes in (left, right):

@@ -206,7 +206,7 @@ def outlines(label, count, simplify):
     found = np.empty(count, object)
     for outline, number in features.shapes(label, label > 0, connectivity=4):
         found[int(number) - 1] = shapely.geometry.shape(outline)
-    if simplify and count:
+    if simplify:
         every_corner = shapely.transform(shapely.segmentize(found, 1), np.rint)  # also where a third patch meets a straight side: neighbours need the same points
         found = shapely.coverage_simplify(every_corner, np.sqrt(simplify / 2) * 1.000001)  # the root of a triangle's area: that far out, over a side of one pixel
     return found

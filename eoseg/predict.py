@@ -15,6 +15,7 @@ from eoseg.errors import SetupError
 from eoseg.mapfile import beside
 from eoseg.mapjob import Job
 from eoseg.parallel import Behind
+from eoseg.quickening import quicken
 from eoseg.tiles import Window
 
 
@@ -25,11 +26,12 @@ def predict(network, path, output, options, say=print, bar=lambda items, **setti
         network: network.Network; it is made quicker in place. path: the scene. output: where the map goes; its folder is made.
         options: PredictionConfig. say: takes a line of report. bar: wraps an iterable to show progress.
     Returns:
-        the summary, as `MapFile.summary`; None when a map to resume was finished already, and with dry_run.
+        the summary, as `MapFile.summary`; None when a map to resume was finished already (what is asked for beside it is made), and with dry_run.
     Raises:
         SetupError: the scene does not fit the network, the memory or the disk; or the output is there already.
     """
     job = Job(network, path, Path(output), options, say)
+    quicken(network, options.compile, say)
     if options.dry_run:
         return job.plan()
     with job:
@@ -86,7 +88,8 @@ def save_tile(probability, blending, index, j, job):
     row, col, options = job.rows.starts[index], job.cols.starts[j], job.options
     classes, _ = decide(probability[: len(probability) - blending.disagreement], options.threshold)
     classes = (classes ^ 1 if options.background_value else classes).cpu().numpy()
+    classes = np.array(job.network.codes)[classes] if options.original_codes else classes
     known = blending.valid[:, col - blending.strip.begin :][:, : job.cols.size]
-    tile = np.where(known, classes, options.output_nodata).astype(np.uint8 if options.output_nodata <= 255 else np.uint16)
+    tile = np.where(known, classes, options.output_nodata).astype(job.layers[-1].dtype)
     path, window = beside(job.output, "_patches") / f"patch_{row}_{col}.tif", Window(row, col, *tile.shape)
     files.write_bytes(path, raster.patch_bytes(tile[None], job.scene.placed(window), job.scene.crs, options.output_nodata, ["class"]))

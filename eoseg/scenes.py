@@ -1,5 +1,6 @@
 """Which scenes `--input` means, where their maps go, and the table of how they fared."""
 
+import csv
 import glob
 import re
 from pathlib import Path
@@ -62,6 +63,8 @@ def maps_of(scenes, folder):
         same = next((other for other, taken in found.items() if taken.name.lower() == target.name.lower()), None)
         if same is not None:
             raise SetupError(f"--input: {same} and {scene} would both be mapped to {target}; map them in two runs, into different folders.")
+        if Path(scene).exists() and target.exists() and target.samefile(scene):
+            raise SetupError(f"--output {folder}: {scene} lies there, and its map would have the same name; choose another folder.")
         found[scene] = target
     return found
 
@@ -70,12 +73,24 @@ class Index:
     """The table of a run over many scenes, `index.csv`: a row per scene, rewritten whenever one is done. Any thread may add to it.
 
     Args:
-        folder: where it lies. maps: dict scene -> map.
+        folder: where it lies; what an earlier run noted there of other scenes is kept. maps: dict scene -> map.
+    Raises:
+        SetupError: another's index.csv lies there.
     """
 
     def __init__(self, folder, maps):
         self.path, self.lock = Path(folder) / INDEX, Lock()
-        self.rows = {scene: {"scene": scene, "map": target.name, "status": "waiting", "seconds": "", "error": ""} for scene, target in maps.items()}
+        self.scenes, self.rows = list(maps), {row["scene"]: row for row in self._earlier()}
+        self.rows |= {scene: {"scene": scene, "map": target.name, "status": "waiting", "seconds": "", "error": ""} for scene, target in maps.items()}
+
+    def _earlier(self):
+        if not self.path.exists():
+            return []
+        with open(self.path, newline="", encoding="utf-8") as f:
+            table = csv.DictReader(f)
+            if (table.fieldnames or [])[:3] != ["scene", "map", "status"]:
+                raise SetupError(f"--output {self.path.parent}: its {INDEX} is none of ours and would be lost; move it, or choose another folder.")
+            return list(table)
 
     def put(self, scene, status, seconds=None, shares=None, error=""):
         """Note how a scene fared.
@@ -90,7 +105,7 @@ class Index:
 
     def of(self, status):
         """The scenes that fared so."""
-        return [scene for scene, row in self.rows.items() if row["status"] == status]
+        return [scene for scene in self.scenes if self.rows[scene]["status"] == status]
 
     def report(self):
         """How many scenes fared how, in words."""
@@ -99,4 +114,4 @@ class Index:
     def failures(self):
         """One line that names the failed scenes; empty when there are none."""
         failed = self.of("failed")
-        return f"{len(failed)} of {len(self.rows)} scenes failed: {listing(failed)}; {self.path} says why. Mend them and run again: those that are mapped are skipped." if failed else ""
+        return f"{len(failed)} of {len(self.scenes)} scenes failed: {listing(failed)}; {self.path} says why. Mend them and run again: those that are mapped are skipped." if failed else ""

@@ -53,7 +53,7 @@ def swept(network, path, strips=1, say=lambda line: None, **options):
     with Scene(path) as scene:
         rows, cols = Axis(scene.height, options, fit), Axis(scene.width, options, fit)
         canvas = Canvas((scene.height, scene.width), min(strips, len(cols.starts)))
-        layers = layers_of(Path("m.tif"), network.class_names, [], options)
+        layers = layers_of(Path("m.tif"), network.class_names, network.class_names, [], options)
         job = SimpleNamespace(network=network, scene=scene, rows=rows, cols=cols, options=options, area=None, layers=layers, say=say)
         start(job, canvas)
         fill(job, lambda items, **settings: items)

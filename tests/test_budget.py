@@ -22,7 +22,7 @@ from eoseg.tiling import Axis, strips_of, widest
 
 HELD = 10**9
 TIGHT = PredictionConfig(patch_size=64, overlap=16)
-LAYERS = layers_of(Path("m.tif"), ["a", "b"], [], TIGHT)
+LAYERS = layers_of(Path("m.tif"), ["a", "b"], ["a", "b"], [], TIGHT)
 
 
 def axis(length, size=64, overlap=16):
@@ -131,7 +131,7 @@ def test_too_little_memory_is_one_line_before_anything_is_written(tmp_path):
 
 @pytest.mark.parametrize("options, making, more", [({}, 10**6, 5 * 10**5), ({"save_confidence": True}, 5 * 10**6, 4.9 * 10**6), ({"output_nodata": 256}, 2 * 10**6, 10**6)])
 def test_the_disk_holds_classes_and_confidence_by_hand(options, making, more):
-    assert budget.disk_bytes(10**6, layers_of(Path('m.tif'), ['a', 'b'], [], PredictionConfig(**options))) == (making, more)
+    assert budget.disk_bytes(10**6, layers_of(Path('m.tif'), ['a', 'b'], ['a', 'b'], [], PredictionConfig(**options))) == (making, more)
 
 
 @pytest.mark.parametrize("options", [{}, {"dry_run": True}])

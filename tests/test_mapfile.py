@@ -41,7 +41,7 @@ def made(folder, classes, sure=None, valid=None, names=("a", "b", "c"), place="u
     """A finished MapFile of `classes` (H, W), written `rows` at a time."""
     look = dict(zip(("height", "width", "crs", "transform"), (*classes.shape, *PLACES[place])))
     options = PredictionConfig(output_nodata=nodata, save_confidence=sure is not None)
-    layers = [layer._replace(path=folder / "sure.tif") if layer.kind == "confidence" else layer for layer in layers_of(folder / name, names, plots.colours(names), options)]
+    layers = [layer._replace(path=folder / "sure.tif") if layer.kind == "confidence" else layer for layer in layers_of(folder / name, names, names, plots.colours(names), options)]
     sure = np.full(classes.shape, 0.5, "float32") if sure is None else sure
     valid = np.ones(classes.shape, bool) if valid is None else valid
     canvas = MapFile(folder / name, look, list(names), layers, {"patch_size": 64})
@@ -135,7 +135,7 @@ def test_the_summary_counts_what_the_map_holds(tmp_path):
 def test_hectares_in_degrees_grow_towards_the_equator(tmp_path):
     classes = np.repeat([0, 1], 30)[:, None].repeat(50, 1)  # upper and lower half alike in pixels
     look = {"height": 60, "width": 50, "crs": CRS.from_epsg(4326), "transform": Affine(1, 0, 0, 0, -1, 60)}
-    canvas = MapFile(tmp_path / "map.tif", look, ["north", "south"], layers_of(tmp_path / "map.tif", ["north", "south"], [], PredictionConfig()), {})
+    canvas = MapFile(tmp_path / "map.tif", look, ["north", "south"], layers_of(tmp_path / "map.tif", ["north", "south"], ["north", "south"], [], PredictionConfig()), {})
     canvas.write(0, 0, finished(classes, np.ones((60, 50), "float32"), np.ones((60, 50), bool), 2))
     parts = canvas.summary()["classes"]
     zone = lambda low, high: 6371007.2**2 * np.radians(50) * (np.sin(np.radians(high)) - np.sin(np.radians(low))) / 1e4  # of a sphere of Earth's area

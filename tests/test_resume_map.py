@@ -59,7 +59,7 @@ def test_a_run_cut_off_and_resumed_gives_the_same_bytes(tmp_path, overlap, after
 
 def cut(monkeypatch, count):
     """Have new maps made in `count` strips of columns."""
-    monkeypatch.setattr("eoseg.budget.costs_of", lambda network, scene, rows, cols, options, layers, strips=None: Costs(strips or count, 0, 1, None))
+    monkeypatch.setattr("eoseg.budget.costs_of", lambda network, scene, rows, cols, options, layers, strips=None, means=None: Costs(strips or count, 0, 1, None))
 
 
 @pytest.mark.parametrize("overlap, after", [(16, 0), (16, 3), (16, 11), (16, 20), (48, 40)])
