@@ -20,13 +20,14 @@ def answers_of(network, tta):
 
 def seen(tiles, turns, flip):
     """Tiles (..., H, W) as a view shows them."""
-    return torch.rot90(tiles.flip(-1) if flip else tiles, turns, (-2, -1))
+    tiles = tiles.flip(-1) if flip else tiles
+    return torch.rot90(tiles, turns, (-2, -1)) if turns else tiles  # a turn by nothing would copy, and forget channels-last
 
 
 def seen_back(tiles, turns, flip):
     """Undo `seen`."""
-    turned = torch.rot90(tiles, -turns, (-2, -1))
-    return turned.flip(-1) if flip else turned
+    tiles = torch.rot90(tiles, -turns, (-2, -1)) if turns else tiles
+    return tiles.flip(-1) if flip else tiles
 
 
 def answer(network, tiles_of, tta="none", disagreement=False):
