@@ -30,6 +30,7 @@ def seen_back(tiles, turns, flip):
     return tiles.flip(-1) if flip else tiles
 
 
+@torch.inference_mode()
 def answer(network, tiles_of, tta="none", disagreement=False):
     """The mean probabilities of all members on all views of some tiles.
 

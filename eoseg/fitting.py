@@ -3,12 +3,16 @@
 import dataclasses as dc
 import math
 
+import numpy as np
+
 from eoseg import raster
 from eoseg.bands import band_names, choose_bands, speaks
-from eoseg.errors import DataError, SetupError, listing
+from eoseg.errors import DataError, ReadError, SetupError, listing
 from eoseg.georef import METRES_PER_DEGREE, latitude, pixel_size
+from eoseg.tiles import Window
 from eoseg.validity import called_alpha
 
+SAMPLE, SUSPECT = 64, 0.05  # pixels: side of the windows that are looked at; share of pixels that are 0 in every band
 ALIKE, OTHER = 0.001, 0.05  # by how much pixel sizes may differ: to count as the same, and before it is said
 
 
@@ -23,7 +27,9 @@ def open_scene(network, path, options, say=print):
     bands = scene_bands(network, path, options.bands, say)
     options = as_trained(network, options, path, say)
     grid = grid_of(network, path, options.resample_to_training, say)
-    return raster.Scene(path, bands, options.input_nodata, options.require_all_bands, like=grid, threads=raster.THREADS), options
+    scene = raster.Scene(path, bands, options.input_nodata, options.require_all_bands, like=grid, threads=raster.THREADS)
+    compare_values(network, scene, say)
+    return scene, options
 
 
 def as_trained(network, options, path, say):
@@ -35,6 +41,31 @@ def as_trained(network, options, path, say):
         say(f"note: {path}: {nodata:g} is taken as nodata, as in training (--input_nodata)")
     return dc.replace(options, input_nodata=nodata, require_all_bands=options.require_all_bands or bool(about.get("require_all_bands")),
                       threshold=network.threshold if options.threshold is None else options.threshold)
+
+
+def compare_values(network, scene, say):
+    """Warn of a scene whose values, in a few windows, are far from those of the training, or hold what looks like nodata that nobody has named."""
+    places = {(int(row), int(col)) for row in np.linspace(0, max(scene.height - SAMPLE, 0), 3) for col in np.linspace(0, max(scene.width - SAMPLE, 0), 3)}
+    try:
+        read = [scene.read(Window(row, col, min(SAMPLE, scene.height), min(SAMPLE, scene.width))) for row, col in sorted(places)]
+    except ReadError:
+        return  # mapping it will say so
+    pixels, valid = np.concatenate([part[0].reshape(len(scene.bands), -1) for part in read], 1), np.concatenate([part[2].ravel() for part in read])
+    pixels = pixels[:, valid]
+    if not pixels.size:
+        return
+    empty = (pixels == 0).all(0).mean()
+    if empty > SUSPECT and len(pixels) > 1 and scene.fill is None and not scene.masked:
+        say(f"warning: {scene.path}: about {empty:.0%} of its pixels are 0 in every band, and it names no nodata; if they show nothing, give --input_nodata 0")
+    low, high = network.normalizer.usual()
+    if low is None:
+        return
+    middle, spread = np.median(pixels, 1), high - low
+    far = np.flatnonzero((middle < low - spread) | (middle > high + spread))
+    if 2 * len(far) > len(middle):
+        band = far[0]
+        say(f"warning: {scene.path}: values far from those of the training: band {scene.names[band]} has {middle[band]:.6g} in the middle, most training pixels lay between {low[band]:.6g} and "
+            f"{high[band]:.6g}; is it scaled otherwise, or of another sensor?")
 
 
 def grid_of(network, path, resample, say=print):

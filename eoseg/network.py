@@ -139,8 +139,11 @@ def load(path, options, say=print):
 
 
 def codes_of(label_map, classes):
-    """The code that stands for each class in the training data, the lowest where several do; () where one has none, or is no whole number from 0."""
-    found = {}
+    """The code that stands for each class in the training data, the lowest where several do; () where one has none, or is no whole number from 0.
+
+    Without a map from codes to classes, those of the data are the classes.
+    """
+    found = {} if label_map else {number: number for number in range(classes)}
     for code, number in (label_map or {}).items():
         if re.fullmatch(r"\d+", str(code)) and isinstance(number, int):
             found[number] = min(int(code), found.get(number, int(code)))

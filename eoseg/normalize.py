@@ -201,6 +201,11 @@ class Normalizer:
     def from_dict(cls, saved):
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()})
 
+    def usual(self):
+        """Between which values, in raw units, nearly all training pixels of each band lay: two (B,) arrays; (None, None) where the kind does not tell."""
+        offset, step = np.array(self.offset), 1 / np.array(self.scale)
+        return {"percentile": (offset, offset + step), "zscore": (offset - 3 * step, offset + 3 * step)}.get(self.kind, (None, None))
+
     def to_dict(self):
         """Plain numbers, text and lists, for a checkpoint."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in dc.asdict(self).items()}

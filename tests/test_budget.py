@@ -183,11 +183,13 @@ def test_tiles_across_the_borders_of_strips_are_counted_again():
     assert budget.tiles_within(area, rows, cols, strips_of(cols, 3)) == (6, 2)
 
 
-def test_a_huge_scene_is_planned_without_reading_a_pixel(tmp_path, monkeypatch):
+def test_a_huge_scene_is_planned_by_a_glance_at_nine_small_windows(tmp_path, monkeypatch):
     scene = tmp_path / "s.tif"
     with rasterio.open(scene, "w", driver="GTiff", height=100_000, width=100_000, count=1, dtype="uint8", tiled=True, blockxsize=512, blockysize=512, sparse_ok=True,
                        crs="EPSG:32630", transform=rasterio.transform.from_origin(5e5, 48e5, 10, 10)):
         pass
-    monkeypatch.setattr(raster.Scene, "raw", None)
+    read, raw = [], raster.Scene.raw
+    monkeypatch.setattr(raster.Scene, "raw", lambda scene, window: read.append(window.height * window.width) or raw(scene, window))
     lines = planned(by_hand(tmp_path, zeros(2)), scene, tmp_path / "m.tif", patch_size=512, overlap=128)
     assert lines["tiles"].startswith("tiles     68,121 (261 x 261 of 512 x 512 pixels") and "9.3 GB while the map is made" in lines["disk"]
+    assert read == [64 * 64] * 9

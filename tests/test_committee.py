@@ -11,7 +11,7 @@ from tinynet import Point, Spy, by_hand, mapped, opened, remainder
 
 from eoseg.committee import VIEWS, answer, answers_of, entropy, seen, seen_back
 from eoseg.errors import SetupError
-from eoseg.network import Network
+from eoseg.network import Network, codes_of
 from eoseg.normalize import Normalizer
 
 SCALE = Normalizer("percentile", (0.0,) * 3, (1e-4,) * 3, (5000.0,) * 3, 0.0, 1.0)
@@ -128,6 +128,24 @@ def test_original_codes_stand_in_the_map_with_names_and_colours(tmp_path):
         mapped(network, scene, tmp_path / "n.tif", original_codes=True, output_nodata=82)
     with pytest.raises(SetupError, match="--original_codes: .* does not know a code"):
         mapped(network._replace(codes=()), scene, tmp_path / "n.tif", original_codes=True)
+
+
+def test_codes_do_not_reach_the_probabilities_but_every_tile(tmp_path):
+    scene, codes = write_raster(tmp_path / "s.tif", coded(40, 30, 1)), (1, 2)
+    network = by_hand(tmp_path, Spy(remainder(2)), classes=2, codes=codes)
+    mapped(network, scene, tmp_path / "m.tif", original_codes=True, output_nodata=0, save_probabilities=True, save_patches=True)
+    with rasterio.open(tmp_path / "m_probabilities.tif") as src:
+        assert src.descriptions == ("class_0", "class_1") and ((src.read(2) > 125) == (coded(40, 30, 1)[0] % 2 == 1)).all()
+    assert (opened(tmp_path / "m_patches/patch_0_0.tif") == 1 + coded(40, 30, 1)[0] % 2).all()
+    with pytest.raises(SetupError, match="--original_codes: .* knows the code 70001"):
+        mapped(network._replace(codes=(1, 70001)), scene, tmp_path / "n.tif", original_codes=True)
+
+
+@pytest.mark.parametrize("label_map, codes", [
+    ({"82": 1, "11": 0, "12": 0, "-1": 255}, (11, 82)), (None, (0, 1)), ({"water": 0, "land": 1}, ()), ({"5": 1}, ()), ({"-7": 0, "1": 1}, ()),
+])
+def test_a_class_is_called_by_the_lowest_of_its_codes(label_map, codes):
+    assert codes_of(label_map, 2) == codes
 
 
 def test_a_fold_and_a_view_each_count_as_an_answer(tmp_path):

@@ -2,14 +2,16 @@
 
 import re
 
+import numpy as np
 import pytest
 from affine import Affine
 from conftest import coded, write_raster
 from tinynet import Spy, by_hand, identity, mapped, opened, remainder
 
-from eoseg import fitting
+from eoseg import fitting, raster
 from eoseg.errors import DataError, SetupError
 from eoseg.georef import METRES_PER_DEGREE
+from eoseg.normalize import Normalizer
 
 # ---------------------------------------------------------------- bands
 
@@ -180,3 +182,24 @@ def test_the_grid_covers_the_scene_from_its_corner_in_pixels_of_the_training(tmp
     assert (grid.transform.c, grid.transform.f) == (transform.c, transform.f)
     if crs == "EPSG:32630":
         assert (grid.transform.a, -grid.transform.e) == pytest.approx(trained[:2])
+
+
+@pytest.mark.parametrize("kind, offset, scale, values, warned", [
+    ("percentile", 1000, 1 / 2000, 2000, False), ("percentile", 1000, 1 / 2000, 4900, False), ("percentile", 1000, 1 / 2000, 5100, True), ("percentile", 1000, 1 / 2000, 20, False),
+    ("percentile", 3000, 1 / 2000, 200, True), ("zscore", 3000, 1 / 300, 5600, False), ("zscore", 3000, 1 / 300, 5800, True), ("none", 0, 1, 60000, False)])
+def test_values_far_from_the_training_are_told(tmp_path, kind, offset, scale, values, warned):
+    said, pixels = [], np.full((2, 90, 70), values, "uint16")
+    pixels[:, 0, 0] = 7
+    network = by_hand(tmp_path, None, 2, normalizer=Normalizer(kind, (offset,) * 2, (scale,) * 2, (0.0,) * 2))
+    with raster.Scene(write_raster(tmp_path / "s.tif", pixels)) as scene:
+        fitting.compare_values(network, scene, said.append)
+    assert [f"band_1 has {values} in the middle" in line for line in said] == [True] * warned
+
+
+@pytest.mark.parametrize("nodata, rows, warned", [(None, 20, True), (None, 0, False), (0, 20, False)])
+def test_zeros_that_nobody_calls_nodata_are_told(tmp_path, nodata, rows, warned):
+    said, pixels = [], np.full((2, 90, 70), 9, "uint16")
+    pixels[:, :rows] = 0
+    with raster.Scene(write_raster(tmp_path / "s.tif", pixels, nodata=nodata)) as scene:
+        fitting.compare_values(by_hand(tmp_path, None, 2), scene, said.append)
+    assert ["0 in every band" in line and "--input_nodata 0" in line for line in said] == [True] * warned

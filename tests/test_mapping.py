@@ -3,13 +3,17 @@
 import csv
 import threading
 
+import geopandas
 import numpy as np
 import pytest
+import rasterio
+import shapely
 from conftest import coded, write_raster
 from tinynet import Point, Spy, by_hand, opened, remainder, save
 
 from eoseg import mapping
 from eoseg.config import PredictionConfig
+from eoseg.errors import SetupError
 from eoseg.scenes import maps_of
 
 OPTIONS = {"patch_size": 64, "overlap": 16}
@@ -67,6 +71,43 @@ def test_a_map_of_other_settings_is_not_taken_for_this_one(tmp_path):
     assert not run(tmp_path, Spy(remainder(7)), names, overlap=8, overwrite=True)[0].failures()
 
 
+def test_what_is_asked_for_beside_finished_maps_is_made(tmp_path):
+    names = [name for name in scenes(tmp_path) if "s1" not in name]
+    run(tmp_path, Spy(remainder(7)), names)
+    before = (tmp_path / "out/s0.tif").read_bytes()
+    index, _ = run(tmp_path, Spy(remainder(7)), names, polygons=".gpkg")
+    assert index.of("skipped") == names and (tmp_path / "out/s0.tif").read_bytes() == before
+    for i in (0, 2, 3):
+        frame = geopandas.read_file(tmp_path / f"out/s{i}.gpkg")
+        assert frame["pixels"].sum() == 6300 and set(frame["class"]) == set(range(7))
+
+
+def test_files_of_another_are_not_lost_to_a_run_over_many_scenes(tmp_path):
+    names = [name for name in scenes(tmp_path) if "s1" not in name]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/s0.json").write_text('{"cloud": 3}')
+    index, _ = run(tmp_path, Spy(remainder(7)), names)
+    assert index.of("failed") == names[:1] and (tmp_path / "out/s0.json").read_text() == '{"cloud": 3}'
+    (tmp_path / "out/index.csv").write_text("name,grade\n")
+    with pytest.raises(SetupError, match="its index.csv is none of ours"):
+        run(tmp_path, Spy(remainder(7)), names)
+
+
+def test_options_that_fit_no_scene_end_the_run_at_once(tmp_path):
+    with pytest.raises(SetupError, match="--threshold"):
+        run(tmp_path, Spy(remainder(7)), scenes(tmp_path), threshold=0.3)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_area_beside_one_of_the_scenes_is_told_by_name(tmp_path):
+    names = [name for name in scenes(tmp_path) if "s1" not in name]
+    write_raster(names[0], coded(90, 70, 1), transform=rasterio.transform.from_origin(600000, 4800000, 10, 10))
+    geopandas.GeoDataFrame(geometry=[shapely.box(500000, 4799500, 500400, 4800000)], crs="EPSG:32630").to_file(tmp_path / "aoi.gpkg")
+    index, _ = run(tmp_path, Spy(remainder(7)), names, aoi=str(tmp_path / "aoi.gpkg"))
+    assert index.of("failed") == names[:1] and f"aoi.gpkg: lies beside {names[0]}" in index.rows[names[0]]["error"]
+    assert (opened(tmp_path / "out/s2.tif") != 255).sum() == 50 * 40
+
+
 def test_the_next_scene_is_read_while_one_is_computed(tmp_path, monkeypatch):
     names, read, met = [name for name in scenes(tmp_path) if "s1" not in name], {}, []
     real = mapping.Job.begin
@@ -111,6 +152,8 @@ def test_the_script_maps_folders_and_says_how_it_went(tmp_path, script, point_mo
     words = ("Predict_large_image_v2", "--model", save(tmp_path / "m.pth", Point(3, 4)), "--input", tmp_path / "in", "--output", tmp_path / "out")
     status, said, error = script(*words)
     assert status == 1 and "error: 1 of 4 scenes failed: " in error and "3 mapped, 1 failed" in said
+    status, said, error = script(*words, "--dry_run", "--overwrite")
+    assert status == 1 and "1 of 4 scenes could not be mapped: " in error and said.count("memory    about") == 3
     (tmp_path / "in/s1.tif").unlink()
     assert script(*words)[0] == 0
     assert script(*words[:-1], tmp_path / "map.tif")[2].startswith(f"error: --output {tmp_path}/map.tif: several scenes need a folder")

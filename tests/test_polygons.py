@@ -41,7 +41,7 @@ def look_of(classes, crs=UTM30, transform=PLACE):
 def written(folder, classes, confidence=None, suffix=".gpkg", crs=UTM30, transform=PLACE, say=print, names=NAMES, numbers=range(3), **options):
     """What stands in the file that `write` makes: a GeoDataFrame."""
     target = folder / f"areas{suffix}"
-    count = polygons.write(target, classes, confidence, look_of(classes, crs, transform), names, numbers, PredictionConfig(**options), say)
+    count = polygons.write(target, classes, confidence, look_of(classes, crs, transform), names, numbers, PredictionConfig(**{"polygons": ".gpkg"} | options), say)
     assert [file.name for file in folder.iterdir()] == [target.name]  # nothing half made, nothing of SQLite's
     frame = geopandas.read_file(target)
     assert len(frame) == count
@@ -169,7 +169,7 @@ def test_a_scene_without_a_place_keeps_its_coordinates_but_has_no_hectares(tmp_p
     assert frame["hectares"].isna().all() and frame["pixels"].sum() == 18 and frame.total_bounds.tolist() == [0, 0, 5, 4]
     for name, area, words in (("a.geojson", 0.0, "--polygons a.geojson: .*longitude"), ("a.gpkg", 1.0, "--min_area 1: .*--sieve")):
         with pytest.raises(SetupError, match="^" + words):
-            polygons.check(Path(name), look_of(MAP, None), PredictionConfig(min_area=area))
+            polygons.check(Path(name), look_of(MAP, None), PredictionConfig(polygons=".gpkg", min_area=area))
 
 
 @pytest.mark.parametrize("room, what", [(100, "60 x 60 pixels .*; cut the scene"), (80_000, "runs .*; .*--aoi"), (400_000, "polygons .*; .*--sieve or --min_area, a smaller area")])
