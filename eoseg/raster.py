@@ -34,6 +34,7 @@ warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # said in o
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it complains of -3.4028234663852886e+38, a tag many programs write
 STRIP = 2**24  # bytes of pixels that are read at once, where what was decoded for them stays in GDAL's cache
 CACHE = 48 * 2**20  # bytes that GDAL's cache holds at most, unless the user set another size
+WRITING = 4 * 2**20  # bytes of it while a map is written: more is filled by a long scene, and no quicker
 KEPT = 40 * 2**20  # bytes that GDAL's cache holds for certain
 THREADS = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 GDAL_NODATA = 42113  # TIFF tag
@@ -343,7 +344,7 @@ def raw_to_cog(raw, target, look):
 
     try:
         vrt.write_text(vrt_of(raw, look), encoding="utf-8")
-        with files.replacing(target, check=complete) as part:
+        with files.replacing(target, check=complete) as part, rasterio.Env(GDAL_CACHEMAX=WRITING):
             rasterio.shutil.copy(vrt, part, driver="COG", compress="DEFLATE", bigtiff="IF_SAFER",
                                  overview_resampling=look["overview"], predictor="YES", num_threads="2")
     except RasterioError as error:
