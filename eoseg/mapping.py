@@ -110,4 +110,4 @@ def skip(index, scene, output, say):
 def fail(index, scene, error, say):
     text = describe(error) or str(error)
     index.put(scene, "failed", error=text)
-    say(f"failed    {scene}: {text}")
+    say(f"failed    {scene}: {text.removeprefix(f'{scene}: ')}")
