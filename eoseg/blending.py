@@ -3,6 +3,7 @@
 Each row of pixels is sent to the device once, and only what is written comes back.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -110,9 +111,8 @@ class Blending:
         """Mean probabilities (N, C, h, w) of some tiles, as `committee.answer` gives them; in smaller batches where memory does not suffice."""
         while True:
             try:
-                parts = [some[first : first + self.batch] for first in range(0, len(some), self.batch)]
-                found = [answer(self.network, lambda one: self._tiles(one, part), self.options.tta, self.disagreement) for part in parts]  # noqa: B023
-                return torch.cat(found)[..., : self.rows.size, : self.cols.size]
+                tiles_of = [partial(self._tiles, some[first : first + self.batch]) for first in range(0, len(some), self.batch)]
+                return torch.cat([answer(self.network, tiles, self.options.tta, self.disagreement) for tiles in tiles_of])[..., : self.rows.size, : self.cols.size]
             except torch.OutOfMemoryError:
                 pass  # handled where the error no longer holds on to what the networks had computed
             most = min(self.batch, len(some))
@@ -123,7 +123,7 @@ class Blending:
                 torch.cuda.empty_cache()
             self.say(f"note: the memory of {self.device} does not hold that many tiles: {self.batch} at once from here on")
 
-    def _tiles(self, one, some):
+    def _tiles(self, some, one):
         """Tiles as a member of the network wants them: (N, B, H, W), mirrored where they leave the scene."""
         source, height, width = self.inputs[one.normalizer], self.rows.padded, self.cols.padded
         shape = (len(some), len(source), height, width)

@@ -92,8 +92,8 @@ def grid_of(network, path, resample, say=print):
         return None
     if apart <= ALIKE:
         return None
-    grid = raster.Grid(f"--resample_to_training of {path}", math.ceil(round(place.height / scale[1], 3)), math.ceil(round(place.width / scale[0], 3)), place.crs,
-                       place.transform * place.transform.scale(*scale))
+    height, width = (math.ceil(round(length / part, 3)) for length, part in ((place.height, scale[1]), (place.width, scale[0])))
+    grid = raster.Header(height, width, place.crs, place.transform * place.transform.scale(*scale), path=f"--resample_to_training of {path}")
     say(f"resampled {sizes}; the map has {grid.height} x {grid.width} pixels of that size")
     return grid
 

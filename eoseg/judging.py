@@ -6,12 +6,13 @@ import torch
 
 from eoseg import data
 from eoseg.coding import IGNORE
+from eoseg.committee import answer
 from eoseg.deciding import decide, probabilities
 from eoseg.device import autocast
 from eoseg.errors import SetupError
 from eoseg.guarding import fitting
 from eoseg.metrics import Tally
-from eoseg.network import averaged, network_size
+from eoseg.network import network_size
 
 
 def parted(image, target, most):
@@ -88,7 +89,7 @@ def together(network, pixels, holes, source, most):
     while True:
         try:
             parts = zip(pixels.split(most), [None] * len(pixels) if holes is None else holes.split(most))
-            return torch.cat([averaged([one.probabilities(one.normalised(*part, size)) for one in network.members]) for part in parts]), most
+            return torch.cat([answer(network, lambda one, part=part: one.normalised(*part, size)) for part in parts]), most
         except torch.OutOfMemoryError:
             pass  # handled where the error no longer holds on to what the networks had computed
         if most == 1:

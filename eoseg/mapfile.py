@@ -165,11 +165,6 @@ class MapFile:
             self.pixels, self.area, self.histogram = (np.array(state[key]) for key in ("pixels", "area", "histogram"))
         os.truncate(self.journal, good)
 
-    @property
-    def complete(self):
-        """Are all rows of all strips there?"""
-        return self.strip == self.strips
-
     def write(self, left, row, finished):
         """Put finished rows in place, from image row `row` and column `left` on.
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from eoseg import checkpoint, models
-from eoseg.deciding import probabilities, rounded
+from eoseg.deciding import probabilities
 from eoseg.device import amp_settings, autocast, choose_device
 from eoseg.errors import SetupError, listing
 from eoseg.normalize import Normalizer
@@ -66,11 +66,6 @@ class Network(NamedTuple):
         missing = np.zeros(raw.shape, bool) if holes is None else holes.cpu().numpy()
         found = [self.normalizer(*(part[:, :rows, :cols] for part in one)) for one in zip(raw.cpu().numpy(), missing)]
         return torch.from_numpy(np.pad(np.stack(found), ((0, 0), (0, 0), (0, height - rows), (0, width - cols)), mode="symmetric")).to(self.device)
-
-
-def averaged(found):
-    """The mean of several networks' probabilities, a multiple of 2^-12 again."""
-    return found[0] if len(found) == 1 else rounded(sum(found) / len(found))
 
 
 def load_all(paths, options, say=print):

@@ -384,26 +384,17 @@ def tags(path):
 
 
 class Header(NamedTuple):
-    """Size and place of a raster."""
+    """Size and place of a raster that is there, or is wanted by what `path` tells."""
 
     height: int
     width: int
     crs: object
     transform: Affine
     nodata: object = None
-
-
-class Grid(NamedTuple):
-    """Where a raster is to lie, and what asked for it."""
-
-    path: str
-    height: int
-    width: int
-    crs: object
-    transform: Affine
+    path: str = ""
 
 
 def header(path):
     """Open a raster just to see where it lies."""
     with open_raster(path) as src:
-        return Header(src.height, src.width, src.crs, src.transform, src.nodata)
+        return Header(src.height, src.width, src.crs, src.transform, src.nodata, str(path))

@@ -50,11 +50,16 @@ def test_a_run_cut_off_and_resumed_gives_the_same_bytes(tmp_path, overlap, after
     network = steady(tmp_path)
     resumed = mapped(network, scene, tmp_path / "b/m.tif", resume=True, **options)
     assert resumed == plain
-    for name in ("m.tif", "m_confidence.tif", "m.tif.aux.xml"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert_alike(tmp_path)
     if after > 10:
         assert len(network.net.seen) < len(range(0, 236, 64 - overlap)) * 2 + 2
-    assert not list((tmp_path / "b").glob(".*"))
+
+
+def assert_alike(folder):
+    """A map in a/ and one in b/ have the same bytes, and nothing is left of the making."""
+    for name in ("m.tif", "m_confidence.tif", "m.tif.aux.xml"):
+        assert (folder / "a" / name).read_bytes() == (folder / "b" / name).read_bytes()
+    assert not list((folder / "b").glob(".*"))
 
 
 def cut(monkeypatch, count):
@@ -77,11 +82,9 @@ def test_a_map_in_strips_goes_on_in_those_it_was_begun_with(tmp_path, monkeypatc
     network = steady(tmp_path)
     resumed = mapped(network, scene, tmp_path / "b/m.tif", resume=True, **options)
     assert resumed["confidence"] == plain["confidence"] and resumed["valid_pixels"] == plain["valid_pixels"]
-    for name in ("m.tif", "m_confidence.tif", "m.tif.aux.xml"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert_alike(tmp_path)
     if after == 20:
         assert len(network.net.seen) < 10
-    assert not list((tmp_path / "b").glob(".*"))
 
 
 @pytest.mark.parametrize("ruin", ["torn line", "short rows", "only the settings", "torn settings", "rows lost"])
@@ -185,9 +188,7 @@ def test_a_killed_run_and_its_resumption_give_the_same_bytes(tmp_path):
     assert not list((tmp_path / "b").glob("m*"))
     again = start(tmp_path, tmp_path / "b/m.tif", resume=True)
     assert again.wait() == 0, again.stderr.read()
-    for name in ("m.tif", "m_confidence.tif", "m.tif.aux.xml"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert not list((tmp_path / "b").glob(".*"))
+    assert_alike(tmp_path)
 
 
 @pytest.mark.slow
