@@ -118,7 +118,7 @@ class MapFile:
     Args:
         target: path of the map. look: dict of height, width, crs, transform. classes: their names.
         layers: as `layers_of` gives them. settings: what decides the pixels; a resumed run must have the same.
-        strips: in how many the scene is cut; a resumed run goes on with those it was begun with.
+        strips: in how many the scene is cut; for a run that goes on, as `strips_begun` tells.
         resume: go on after the rows an earlier run has finished.
     Attributes:
         strip, row: what comes next. strips: their number.
@@ -148,12 +148,10 @@ class MapFile:
 
     def _go_on(self):
         first, *lines = self.journal.read_text(encoding="utf-8").split("\n")
-        begun = json.loads(first)
-        check_settings(self.target, settings_begun(self.settings, self.layers), begun.get("settings", {}))
+        check_settings(self.target, settings_begun(self.settings, self.layers), json.loads(first).get("settings", {}))
         raws = [(raw_of(self.target, layer), self._size(layer)) for layer in self.layers]
         if not all(path.exists() and path.stat().st_size == size for path, size in raws):
             return self._begin()  # what the journal tells of is not there
-        self.strips = begun["strips"]
         good = len(first) + 1
         for line in lines[:-1]:  # what follows the last line break is torn
             try:
