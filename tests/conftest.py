@@ -64,23 +64,42 @@ def coded(height, width, bands=3, dtype="uint16"):
     return np.stack([band * 10000 + row * 100 + col for band in range(1, bands + 1)]).astype(dtype)
 
 
-@pytest.fixture
-def script(monkeypatch, capsys):
-    """Run a script's main as the shell would: script("main_v2", "--model", ...) -> (exit status, stdout, stderr)."""
+def leave(monkeypatch, name, words):
+    """Run a script's main as the shell would; its exit status."""
     import importlib
 
     from eoseg import errors
 
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
+    module = importlib.import_module(name)
+    try:
+        errors.run(module.main)
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Run a script in process: script("main_v2", "--model", ...) -> (exit status, stdout, stderr)."""
     def call(name, *words):
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
-        module = importlib.import_module(name)
-        status = 0
-        try:
-            errors.run(module.main)
-        except SystemExit as stop:
-            status = stop.code or 0
+        status = leave(monkeypatch, name, words)
         said = capsys.readouterr()
         return status, said.out, said.err
+
+    return call
+
+
+@pytest.fixture
+def fate(monkeypatch, capfd, tmp_path):
+    """Run a script in process as an unlucky user would, and hold it to the rule of tests/faults.py: fate("main_v2", "--model", ...) -> faults.Fate."""
+    import faults
+
+    def call(name, *words, may_change=None):
+        before = faults.files_under(tmp_path)
+        capfd.readouterr()
+        status = leave(monkeypatch, name, words)
+        return faults.judged(status, *capfd.readouterr(), before, faults.files_under(tmp_path), may_change)
 
     return call
 
