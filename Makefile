@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-all clean
+.PHONY: demo test test-all fuzz clean
 .DEFAULT_GOAL := demo
 
 # The extras (published weights that benchmarks and one test begin with) may be missing: nothing else needs them.
@@ -11,7 +11,7 @@ RUN := $(VENV)/bin/python
 $(VENV)/ready: requirements.txt requirements-extras.txt Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet -r requirements.txt "torchvision>=0.29" pytest pytest-xdist
+	$(RUN) -m pip install --quiet -r requirements.txt "torchvision>=0.29" pytest pytest-xdist hypothesis
 	-$(RUN) -m pip install --quiet --no-deps -r requirements-extras.txt
 	touch $@
 
@@ -23,6 +23,9 @@ test: $(VENV)/ready
 
 test-all: $(VENV)/ready
 	$(RUN) -m pytest -q
+
+fuzz: $(VENV)/ready
+	$(RUN) tests/fuzz.py --mutants 500
 
 clean:
 	rm -rf demo

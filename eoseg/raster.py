@@ -3,7 +3,6 @@
 Bands count from 1 here, as in GDAL. Windows are `tiles.Window`, rows before columns.
 """
 
-import logging
 import os
 import warnings
 from typing import NamedTuple, Optional
@@ -22,7 +21,7 @@ from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
 
-from eoseg import files
+from eoseg import files, gdallog
 from eoseg.bands import band_names, choose_bands
 from eoseg.errors import DataError, ReadError, SetupError
 from eoseg.tiles import same_grid, strips
@@ -31,7 +30,6 @@ from eoseg.vetting import check_file, check_header
 from eoseg.vrt import vrt_of
 
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # said in our own words where it matters
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it complains of -3.4028234663852886e+38, a tag many programs write
 STRIP = 2**24  # bytes of pixels that are read at once, where what was decoded for them stays in GDAL's cache
 CACHE = 48 * 2**20  # bytes that GDAL's cache holds at most, unless the user set another size
 WRITING = 4 * 2**20  # bytes of it while a map is written: more is filled by a long scene, and no quicker
@@ -53,15 +51,20 @@ def open_raster(path, threads=1):
         DataError: missing, empty, damaged, complex, placed by control points only, or not what its name says.
     """
     check_file(path)
-    try:
-        src = rasterio.open(path, **({"num_threads": threads} if threads > 1 and str(path).lower().endswith((".tif", ".tiff")) else {}))
-    except RasterioError as error:
-        raise DataError(f"{path}: cannot be opened as a raster ({error}); check the file with gdalinfo.") from None
-    try:
-        check_header(src, path)
-    except DataError:
-        src.close()
-        raise
+    with gdallog.listening() as heard:
+        try:
+            src = rasterio.open(path, **({"num_threads": threads} if threads > 1 and str(path).lower().endswith((".tif", ".tiff")) else {}))
+        except RasterioError as error:
+            raise DataError(f"{path}: cannot be opened as a raster ({error}); check the file with gdalinfo.") from None
+        try:
+            if gdallog.damage(heard):
+                raise DataError(f"{path}: is damaged or truncated ({gdallog.damage(heard)}); copy, download or extract it again.")
+            check_header(src, path)
+        except DataError:
+            src.close()
+            raise
+    for text in heard:
+        gdallog.say(text, path)
     return src
 
 
@@ -165,12 +168,15 @@ class Scene:
         """What the file holds in a window: pixels (B, H, W), and the mask (H, W) of files that have one, else True."""
         where = grid_window(window)
         try:
-            pixels = self.src.read(self.bands, window=where, out_dtype=self.dtype)
-            mask = (self.src.read(self.alpha, window=where) if self.alpha else self.src.dataset_mask(window=where)) > 0 if self.masked else True
+            with gdallog.listening() as heard:
+                pixels = self.src.read(self.bands, window=where, out_dtype=self.dtype)
+                mask = (self.src.read(self.alpha, window=where) if self.alpha else self.src.dataset_mask(window=where)) > 0 if self.masked else True
+            lost = gdallog.damage(heard)
         except RasterioError as error:
-            last = window.row + window.height - 1
-            raise ReadError(f"{self.path}: rows {window.row} to {last} cannot be read ({deepest(error)}); "
-                            "the file is truncated or damaged, copy or download it again.") from None
+            lost = deepest(error)
+        if lost:
+            raise ReadError(f"{self.path}: rows {window.row} to {window.row + window.height - 1} cannot be read ({lost}); "
+                            "the file is truncated or damaged, copy or download it again.")
         return pixels, mask
 
     def judged(self, pixels, mask):
@@ -295,7 +301,7 @@ def read_with_tifffile(path):
     import tifffile
 
     try:
-        with tifffile.TiffFile(path) as tif:
+        with gdallog.listening() as heard, tifffile.TiffFile(path) as tif:
             images = [page for page in tif.pages if not page.subfiletype and page.dtype.kind != "c"]  # overviews and masks have a type; GDAL refuses complex ones
             masks = [page.asarray() > 0 for page in tif.pages if page.subfiletype == 4]
             page = images[0]
@@ -304,6 +310,8 @@ def read_with_tifffile(path):
             nodata = float(tag.value.strip(" \0")) if tag else None
             place = {number: page.tags[number].value for number in PLACE if number in page.tags}
     except Exception:
+        return None
+    if gdallog.damage(heard):
         return None
     if len(images) > 1:
         raise DataError(f"{path}: holds {len(images)} images, not one image of several bands; "
@@ -314,12 +322,16 @@ def read_with_tifffile(path):
 
 
 def read_with_gdal(path):
-    with open_raster(path) as src:
+    with open_raster(path) as src, gdallog.listening() as heard:
         try:
             masked = mask_kind(src) == "mask"  # an alpha band is read as a band, as tifffile does
-            return Stored(src.read(), src.nodata, src.dataset_mask() > 0 if masked else True)
+            found = Stored(src.read(), src.nodata, src.dataset_mask() > 0 if masked else True)
+            lost = gdallog.damage(heard)
         except RasterioError as error:
-            raise DataError(f"{path}: cannot be read ({deepest(error)}); it is damaged, extract it again.") from None
+            lost = deepest(error)
+    if lost:
+        raise DataError(f"{path}: cannot be read ({lost}); it is damaged, extract it again.")
+    return found
 
 
 # ---------------------------------------------------------------- maps
