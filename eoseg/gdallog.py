@@ -5,13 +5,9 @@ A lost CRS or nodata value is a mere warning to GDAL, which goes on without it.
 
 import contextlib
 import logging
-import os
 import re
 import sys
 import threading
-
-os.environ.setdefault("CPL_LOG", os.devnull)  # where GDAL writes what no handler hears; stderr otherwise
-os.environ.setdefault("GDAL_ERROR_ON_LIBJPEG_WARNING", "TRUE")  # a JPEG file cut short would be filled with grey
 
 PREFIX = re.compile(r"^CPLE_\w+(?:: ?| in )(?:[^:]*\.tiff?: )?")  # rasterio's name of the error, and the file's
 DAMAGE = re.compile(r'IO error|tags apparently corrupt|"GDALNoDataValue" contains|Bogus|Invalid data type|Incompatible type|tag ignored|Corrupt JPEG|Premature end|no text|<Tiff(?!Pages).*(?:raised \w+Error|missing|incorrect)')
@@ -23,7 +19,9 @@ class Ear(logging.Handler):
     """Gives a message to whoever listens in this thread; one that nobody waits for is said, once."""
 
     def emit(self, record):
-        heard(PREFIX.sub("", record.getMessage()).strip())
+        text = PREFIX.sub("", record.getMessage()).strip()
+        if "Unable to find driver" not in text:  # of those that gdalenv would do without
+            heard(text)
 
 
 def heard(text):

@@ -7,9 +7,6 @@ import os
 import warnings
 from typing import NamedTuple, Optional
 
-os.environ.setdefault("GDAL_CACHEMAX", "48")  # MB; GDAL's 5 % of memory grows with the machine, not with the job
-os.environ.setdefault("GDAL_VRT_ENABLE_PYTHON", "NO")
-
 import numpy as np
 import rasterio
 import rasterio.shutil
@@ -21,7 +18,7 @@ from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
 
-from eoseg import files, gdallog
+from eoseg import files, gdalenv, gdallog  # noqa: F401 (gdalenv acts by being imported)
 from eoseg.bands import band_names, choose_bands
 from eoseg.errors import DataError, ReadError, SetupError
 from eoseg.tiles import same_grid, strips

@@ -11,7 +11,7 @@ import numpy as np
 import shapely
 from pyproj.exceptions import CRSError, ProjError
 
-from eoseg import files
+from eoseg import files, gdalenv  # noqa: F401 (gdalenv acts by being imported)
 from eoseg.errors import DataError, SetupError, listing
 from eoseg.tiles import Window, snap
 
