@@ -8,9 +8,9 @@ import numpy as np
 from eoseg import raster
 from eoseg.bands import band_names, choose_bands, speaks
 from eoseg.errors import DataError, ReadError, SetupError, listing
-from eoseg.georef import METRES_PER_DEGREE, latitude, pixel_size
+from eoseg.georef import METRES_PER_DEGREE, latitude, off_earth, pixel_size
 from eoseg.tiles import Window
-from eoseg.validity import called_alpha
+from eoseg.validity import called_alpha, called_colours
 
 SAMPLE, SUSPECT = 64, 0.05  # pixels: side of the windows that are looked at; share of pixels that are 0 in every band
 ALIKE, OTHER = 0.001, 0.05  # by how much pixel sizes may differ: to count as the same, and before it is said
@@ -60,7 +60,7 @@ def compare_values(network, scene, say):
     low, high = network.normalizer.usual()
     if low is None:
         return
-    middle, spread = np.median(pixels, 1), high - low
+    middle, spread = np.median(pixels.astype(np.float64), 1), high - low  # between two of 3e38 there is no 32-bit middle
     far = np.flatnonzero((middle < low - spread) | (middle > high + spread))
     if 2 * len(far) > len(middle):
         band = far[0]
@@ -79,6 +79,8 @@ def grid_of(network, path, resample, say=print):
     """
     place = raster.header(path)
     trained, here = network.pixel_size, pixel_size(place)
+    if off_earth(place.transform, place.crs, place.height, place.width):
+        say(f"warning: {path}: its CRS is in degrees and its corner lies at {place.transform.c:.6g} {place.transform.f:.6g}, which is nowhere on Earth; set its true CRS with gdal_edit.py -a_srs")
     if not trained or not here:
         if resample:
             raise SetupError(f"--resample_to_training: {path if trained else network.path} does not tell how large its pixels are on the ground; leave the flag out.")
@@ -125,6 +127,8 @@ def scene_bands(network, path, asked=None, say=print):
     """
     with raster.open_raster(path) as src:
         names, colour = band_names(src), [number for number in src.indexes if not called_alpha(src, number)]
+        if called_colours(src):
+            say(f"warning: {path}: its numbers stand for the colours of a table, they measure nothing; if the network was trained on colours, give these: gdal_translate -expand rgb")
     wanted = network.input["names"] if network.input else [f"band_{i + 1}" for i in range(network.in_channels)]
     if asked:
         found = choose_bands(names, asked, path)

@@ -11,6 +11,7 @@ SETTINGS = {
     "GDAL_VRT_ENABLE_PYTHON": "NO",
     "GDAL_CACHEMAX": "48",  # MB; GDAL's 5 % of memory grows with the machine, not with the job
     "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE",  # a JPEG file cut short would be filled with grey
+    "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # it takes what memory held before for the rows that a PNG cut short lacks
     "GDAL_HTTP_CONNECTTIMEOUT": "20",  # seconds, for what users type as URLs; GDAL would wait for ever
     "GDAL_HTTP_LOW_SPEED_TIME": "60",
     "GDAL_HTTP_LOW_SPEED_LIMIT": "1",  # bytes per second

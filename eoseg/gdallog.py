@@ -4,13 +4,17 @@ A lost CRS or nodata value is a mere warning to GDAL, which goes on without it.
 """
 
 import contextlib
+import ctypes
 import logging
 import re
 import sys
 import threading
+from pathlib import Path
+
+import rasterio
 
 PREFIX = re.compile(r"^CPLE_\w+(?:: ?| in )(?:[^:]*\.tiff?: )?")  # rasterio's name of the error, and the file's
-DAMAGE = re.compile(r'IO error|tags apparently corrupt|"GDALNoDataValue" contains|Bogus|Invalid data type|Incompatible type|tag ignored|Corrupt JPEG|Premature end|no text|<Tiff(?!Pages).*(?:raised \w+Error|missing|incorrect)')
+DAMAGE = re.compile(r'IO error|tags apparently corrupt|"GDALNoDataValue" contains|Bogus|Invalid data type|Incompatible type|tag ignored|Corrupt JPEG|Premature end|HFAEntry|no text|<Tiff(?!Pages).*(?:raised \w+Error|missing|incorrect)')
 IDLE = re.compile(r'Incorrect (?:count|value).*"(?:Software|DateTime|Artist|HostComputer|Copyright|DocumentName|Make|Model|PageName|PageNumber|[XY]Resolution|Threshholding)"')
 ears, said = threading.local(), set()
 
@@ -20,7 +24,8 @@ class Ear(logging.Handler):
 
     def emit(self, record):
         text = PREFIX.sub("", record.getMessage()).strip()
-        if "Unable to find driver" not in text:  # of those that gdalenv would do without
+        told = record.levelno >= logging.WARNING and "Unable to find driver" not in text  # of those that gdalenv would do without
+        if told or DAMAGE.search(text):  # errors after which GDAL went on are mere information to rasterio
             heard(text)
 
 
@@ -69,6 +74,14 @@ def unspoken(failure, before=sys.unraisablehook):
         before(failure)
 
 
+def hush_libtiff():
+    """Some messages pass by GDAL: libtiff itself would print them. It lies beside rasterio, in its wheels."""
+    for library in Path(rasterio.__file__).parents[1].glob("rasterio.libs/libtiff*"):
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(str(library)).TIFFSetErrorHandler(None)
+
+
 sys.unraisablehook = unspoken
-hear("rasterio", logging.WARNING)
+hush_libtiff()
+hear("rasterio", logging.INFO)
 hear("tifffile", logging.ERROR)  # its warnings are of odd values, such as the nodata -3.4028234663852886e+38 that many programs write

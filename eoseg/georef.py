@@ -13,7 +13,7 @@ def pixel_areas(transform, crs, height, width):
 
     Planar where the CRS is projected and true to area within 1 % (UTM, Albers); geodesic elsewhere (degrees, Mercator).
     """
-    if not crs or transform.is_identity:
+    if not crs or transform.is_identity or not (crs.is_projected or crs.is_geographic) or off_earth(transform, crs, height, width):
         return None
     lonlat = to_lonlat(crs.to_wkt())
     if lonlat is None:
@@ -36,6 +36,14 @@ def pixel_areas(transform, crs, height, width):
     return np.interp(np.arange(height), rows, found)
 
 
+def off_earth(transform, crs, height, width):
+    """Is the CRS in degrees, and a corner more than a pixel beyond what these can be? Metres are, that go by the wrong CRS."""
+    if not crs or not crs.is_geographic:
+        return False
+    x, y = np.abs([transform * corner for corner in ((0, 0), (width, 0), (0, height), (width, height))]).max(0)
+    return bool(x > 540 or y > 90 + abs(transform.d) + abs(transform.e))
+
+
 @functools.cache
 def to_lonlat(wkt):
     """The way from a CRS to longitude and latitude; None from a local one: a plan of a building, a camera."""
@@ -55,9 +63,9 @@ def ground_width(place):
 
 
 def pixel_size(place):
-    """Width and height of the pixels of a `raster.Header` and their unit, as a list; None when it is not georeferenced."""
+    """Width and height of the pixels of a `raster.Header` and their unit, as a list; None when it has no place on Earth."""
     t, crs = place.transform, place.crs
-    if t.is_identity or not crs or not (crs.is_projected or crs.is_geographic):
+    if t.is_identity or not crs or not (crs.is_projected or crs.is_geographic) or off_earth(t, crs, place.height, place.width):
         return None
     return [float(np.hypot(t.a, t.d)), float(np.hypot(t.b, t.e)), crs.linear_units if crs.is_projected else "degree"]
 

@@ -79,7 +79,7 @@ class Scene:
     """
 
     def __init__(self, path, bands=None, nodata=None, require_all_bands=False, like=None, resampling="bilinear", threads=THREADS // 2):
-        self.path, self.file, self.require_all_bands = path, open_raster(path, threads), require_all_bands
+        self.path, self.file, self.require_all_bands, self.broken = path, open_raster(path, threads), require_all_bands, False
         names = band_names(self.file)
         colour = [number for number in self.file.indexes if not is_alpha(self.file, number)]
         self.bands = choose_bands(names, bands, path) if bands else colour or [1]
@@ -163,15 +163,16 @@ class Scene:
 
     def raw(self, window):
         """What the file holds in a window: pixels (B, H, W), and the mask (H, W) of files that have one, else True."""
-        where = grid_window(window)
+        where, lost = grid_window(window), self.broken and "others before them could not"
         try:
             with gdallog.listening() as heard:
                 pixels = self.src.read(self.bands, window=where, out_dtype=self.dtype)
                 mask = (self.src.read(self.alpha, window=where) if self.alpha else self.src.dataset_mask(window=where)) > 0 if self.masked else True
-            lost = gdallog.damage(heard)
+            lost = lost or gdallog.damage(heard)
         except RasterioError as error:
             lost = deepest(error)
         if lost:
+            self.broken = self.file.driver != "GTiff"  # what such a driver gives at the next try may be zeros
             raise ReadError(f"{self.path}: rows {window.row} to {window.row + window.height - 1} cannot be read ({lost}); "
                             "the file is truncated or damaged, copy or download it again.")
         return pixels, mask
@@ -275,6 +276,8 @@ def stored(path, label=False):
     found = read_with_tifffile(path) or read_with_gdal(path)
     if label and len(found.pixels) != 1:
         raise DataError(f"{path}: has {len(found.pixels)} bands; a label is one band of class codes.")
+    if label and found.mask is not True:  # what a mask hides is unlabelled, as NaN is
+        found = found._replace(pixels=np.where(found.mask, found.pixels.astype(np.float64), np.nan), mask=True)
     return found
 
 
@@ -297,11 +300,15 @@ def read_with_tifffile(path):
     """A file as Stored; None where GDAL must try: no TIFF, a codec tifffile lacks, or damage."""
     import tifffile
 
+    if any(os.path.exists(f"{path}{ending}") for ending in (".msk", ".aux.xml")):  # GDAL heeds them
+        return None
     try:
         with gdallog.listening() as heard, tifffile.TiffFile(path) as tif:
             images = [page for page in tif.pages if not page.subfiletype and page.dtype.kind != "c"]  # overviews and masks have a type; GDAL refuses complex ones
             masks = [page.asarray() > 0 for page in tif.pages if page.subfiletype == 4]
             page = images[0]
+            if page.dtype in (np.bool_, np.float16):  # which GDAL reads as uint8 and float32
+                return None
             pixels, tag = page.asarray(maxworkers=1), page.tags.get(GDAL_NODATA)  # whoever reads many patches has threads already
             rows, cols, bands = page.imagelength, page.imagewidth, page.samplesperpixel
             nodata = float(tag.value.strip(" \0")) if tag else None

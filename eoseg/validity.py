@@ -25,10 +25,15 @@ def equals_nodata(pixels, nodata):
     return np.isnan(pixels) if value != value else pixels == pixels.dtype.type(value)
 
 
+def finite(pixels):
+    """Where pixels of a float type are numbers that a network can take: no NaN, no Inf, none beyond what 32 bits hold."""
+    return np.isfinite(pixels) if pixels.itemsize <= 4 else np.abs(pixels) <= np.finfo(np.float32).max
+
+
 def missing_and_valid(pixels, nodata, require_all_bands=False):
     """The one rule for which pixels count.
 
-    A band is missing where it holds its nodata, NaN or Inf. A pixel is valid when at least one band holds data
+    A band is missing where it holds its nodata, NaN or Inf (`finite`). A pixel is valid when at least one band holds data
     (GDAL's rule for a dataset mask; with `require_all_bands`, when every band does) and none is NaN or Inf.
 
     Args:
@@ -46,7 +51,7 @@ def missing_and_valid(pixels, nodata, require_all_bands=False):
     else:  # the usual case, and much the quicker
         valid = np.ones(pixels.shape[1:], bool)
     if pixels.dtype.kind == "f":
-        broken = ~np.isfinite(pixels)
+        broken = ~finite(pixels)
         missing |= broken
         valid &= ~broken.any(0)
     return missing, valid
@@ -61,6 +66,11 @@ def mask_kind(src):
 def called_alpha(src, number):
     """Does the file, or GDAL, call this band alpha?"""
     return src.colorinterp[number - 1] == ColorInterp.alpha
+
+
+def called_colours(src):
+    """Are the numbers of a file places in a table of colours?"""
+    return ColorInterp.palette in src.colorinterp
 
 
 def is_alpha(src, number):

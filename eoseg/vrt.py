@@ -10,6 +10,8 @@ import numpy as np
 from eoseg.errors import DataError
 
 TYPES = {"uint8": "Byte", "uint16": "UInt16", "float32": "Float32"}
+SIZES = {"int8": 1, "uint16": 2, "int16": 2, "uint32": 4, "int32": 4, "float32": 4, "uint64": 8, "int64": 8, "float64": 8}  # bytes of GDAL's types; Byte is what it takes for granted
+UNUSUAL = re.compile(r"(?i)PixelFunctionLanguage|DEMPath|[XY]_DATASET|dataset_filename|OVERVIEW_FILE|<OOI|<Group|<Array")  # programs, and further ways to name a file
 
 
 def vrt_of(raw, look):
@@ -37,21 +39,46 @@ def vrt_of(raw, look):
 
 
 def sources_of(file):
-    """The files a VRT reads, none outside its own folder: one from a stranger could read any other.
+    """The files a VRT reads, each as often as it is named; none outside its own folder: one from a stranger could read any other.
 
     Raises:
-        DataError: a source elsewhere, or one named in a way that another reader could take for another file.
+        DataError: a source elsewhere, or one named in a way that another reader could take for another file; a program in it;
+            a file of plain numbers that is too short.
     """
     home, text = file.resolve().parent, file.read_text(encoding="utf-8", errors="replace")
     sources = re.findall(r"<Source(?:Filename|Dataset)\b([^<>]*)>([^<>]*)</Source", text)
     if 2 * len(sources) != len(re.findall(r"(?i)source(?:filename|dataset)\b", text)):
         raise DataError(f"{file}: names its sources in an unusual way; make it anew with gdalbuildvrt.")
-    found = []
-    for attributes, name in sources:
-        source = Path(html.unescape(name))
-        if not source.is_absolute() and not re.search(r"""relativeToVRT=["']1""", attributes):
-            raise DataError(f"{file}: has the source {name}, which is not relative to the VRT; make it anew with gdalbuildvrt.")
-        found.append((home / source).resolve())
-        if not found[-1].is_relative_to(home):
-            raise DataError(f"{file}: points outside its own folder, at {name}; copy the sources beside it.")
-    return found
+    unusual = UNUSUAL.search(html.unescape(text))
+    if unusual:
+        raise DataError(f"{file}: holds {unusual[0].strip('<')}, by which a stranger's file could read others or run a program; write its pixels out with gdal_translate.")
+    found = {source: place_of(*source, file, home) for source in set(sources)}
+    check_raw(file, text, home)
+    return [found[source] for source in sources]
+
+
+def place_of(attributes, name, file, home):
+    """The path of a source: its text and its tag's attributes, as the VRT `file` in the folder `home` has them."""
+    source = Path(html.unescape(name))
+    if not source.is_absolute() and not re.search(r"""relativeToVRT=["']1""", attributes):
+        raise DataError(f"{file}: has the source {name}, which is not relative to the VRT; make it anew with gdalbuildvrt.")
+    place = (home / source).resolve()
+    if not place.is_relative_to(home):
+        raise DataError(f"{file}: points outside its own folder, at {name}; copy the sources beside it.")
+    return place
+
+
+def check_raw(file, text, home):
+    """Raises DataError for a band of plain numbers whose file ends too early: GDAL reads 0 beyond its end."""
+    number = lambda key, where, otherwise: int((re.search(rf"(?i){key}\s*[>=]\s*[\"']?\s*(-?\d+)", where) or (0, otherwise))[1])
+    height, width = (number(f"raster{axis}Size", text, 0) for axis in "YX")
+    for band in re.finditer(r"(?is)<VRTRasterBand\b([^>]*VRTRaw[^>]*)>(.*?)</VRTRasterBand", text):
+        attributes, body = band.groups()
+        size = SIZES.get((re.search(r"""(?i)dataType\s*=\s*["'](\w+)""", attributes) or ("", ""))[1].lower(), 1)
+        across = number("PixelOffset", body, size)
+        down = number("LineOffset", body, across * width)
+        end = number("ImageOffset", body, 0) + max(0, (height - 1) * down) + max(0, (width - 1) * across) + size
+        for source in re.findall(r"<SourceFilename\b([^<>]*)>([^<>]*)</Source", body):
+            place = place_of(*source, file, home)
+            if place.is_file() and place.stat().st_size < end:
+                raise DataError(f"{place}: has {place.stat().st_size} bytes, {file} claims {end}; it is truncated, copy or download it again.")

@@ -73,3 +73,44 @@ def assert_worked(fate, *words):
     assert fate.status == 0, fate.err
     for word in words:
         assert str(word) in fate.out + fate.err, fate.out + fate.err
+
+
+def spoil(kind, good, path):
+    """Put something at `path` that is not the file it should be, made of the good one where there is something to be taken from it; returns the path.
+
+    Args:
+        kind: missing, empty, truncated (a half), a piece (20 bytes), text, folder, loop and dangling (links), pipe, zeros without end, nothing for ever (devices).
+    """
+    path = Path(path)
+    if kind in ("empty", "truncated", "a piece", "text"):
+        whole = Path(good).read_bytes() if kind in ("truncated", "a piece") else b""
+        path.write_bytes({"text": b"<!DOCTYPE html> 404\n" * 50, "empty": b""}.get(kind, whole[: len(whole) // 2 if kind == "truncated" else 20]))
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind != "missing":
+        path.symlink_to({"loop": path.name, "dangling": "nowhere", "zeros without end": "/dev/zero", "nothing for ever": "/dev/null"}[kind])
+    return path
+
+
+def brightest(folder, bands):
+    """A checkpoint that calls each pixel by its brightest band, from 0, or `bands` where none is above 100; needs the fixture `point_models`."""
+    import torch
+    from tinynet import Point, save
+
+    net = Point(bands, bands + 1)
+    with torch.no_grad():
+        net.conv.weight.copy_(torch.eye(bands + 1, bands)[..., None, None])
+        net.conv.bias.copy_(torch.tensor([0.0] * bands + [100.0]))
+    return save(Path(folder) / "brightest.pth", net, bands, bands + 1)
+
+
+def assert_mapped(path, pixels, valid=True):
+    """The map at `path` is what `brightest` says of pixels (B, H, W), and 255 where they are not valid."""
+    import numpy as np
+    import rasterio
+
+    wanted = np.concatenate([pixels.astype(float), np.full((1, *pixels.shape[1:]), 100.0)]).argmax(0)
+    with rasterio.open(path) as src:
+        np.testing.assert_array_equal(src.read(1), np.where(valid, wanted, 255))

@@ -203,3 +203,10 @@ def test_zeros_that_nobody_calls_nodata_are_told(tmp_path, nodata, rows, warned)
     with raster.Scene(write_raster(tmp_path / "s.tif", pixels, nodata=nodata)) as scene:
         fitting.compare_values(by_hand(tmp_path, None, 2), scene, said.append)
     assert ["0 in every band" in line and "--input_nodata 0" in line for line in said] == [True] * warned
+
+
+def test_the_largest_numbers_are_compared_without_overflow(tmp_path):
+    said, network = [], by_hand(tmp_path, None, 1, normalizer=Normalizer("percentile", (1000,), (1 / 2000,), (0.0,)))
+    with raster.Scene(write_raster(tmp_path / "s.tif", np.full((1, 8, 8), 3.4e38, "float32"))) as scene, np.errstate(all="raise"):
+        fitting.compare_values(network, scene, said.append)
+    assert len(said) == 1 and "band_1 has 3.4e+38 in the middle" in said[0]

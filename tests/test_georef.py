@@ -6,7 +6,7 @@ import pytest
 from affine import Affine
 from rasterio.crs import CRS
 
-from eoseg.georef import ground_width, pixel_areas, pixel_size
+from eoseg.georef import ground_width, off_earth, pixel_areas, pixel_size
 from eoseg.raster import Header
 
 
@@ -89,3 +89,20 @@ def test_pixel_size_is_width_height_and_unit():
     assert pixel_size(Header(9, 9, CRS.from_epsg(2263), Affine(2, 0, 5, 0, -2, 5)))[2] == "US survey foot"
     assert pixel_size(Header(9, 9, CRS.from_epsg(32630), turned))[:2] == pytest.approx([np.hypot(turned.a, turned.d), np.hypot(turned.b, turned.e)])
     assert pixel_size(Header(9, 9, None, turned)) is None and pixel_size(Header(9, 9, CRS.from_epsg(32630), Affine.identity())) is None
+
+
+@pytest.mark.parametrize("code, transform, off", [
+    ("EPSG:4326", Affine(10, 0, 500000, 0, -10, 4800000), True),  # metres
+    ("EPSG:4326", Affine(1, 0, -180, 0, -1, 110), True),
+    ("EPSG:4326", Affine(0.25, 0, -0.125, 0, -0.25, 90.125), False),  # a weather model: the middle of its first row is the pole
+    ("EPSG:4326", Affine(0.01, 0, 359, 0, -0.01, 10), False),  # over the date line, counted eastwards
+    ("EPSG:32630", Affine(10, 0, 500000, 0, -10, 4800000), False),
+])
+def test_coordinates_that_are_no_degrees_have_no_area_and_no_size(code, transform, off):
+    crs = CRS.from_user_input(code)
+    assert off_earth(transform, crs, 90, 90) == off
+    assert (areas(code, transform, 90, 90) is None) == off and (pixel_size(Header(90, 90, crs, transform)) is None) == off
+
+
+def test_coordinates_from_the_middle_of_the_earth_have_no_area():
+    assert areas("EPSG:4978", Affine(10, 0, 500000, 0, -10, 4800000)) is None
