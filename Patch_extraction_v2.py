@@ -154,7 +154,7 @@ def info(args):
         raise errors.SetupError(f"{args.output}/patch_metadata.json: was written by another program, or an older one; extract the patches again.")
     print(f"{args.output}: patches of {metadata['settings']['patch_size']} pixels")
     total = max(1, sum(metadata["patches"].values()))
-    rows = read_rows(args.output)
+    rows = read_rows(args.output, ["split", "nodata_share"])
     for split, count in metadata["patches"].items():
         shares = [float(row["nodata_share"]) for row in rows if row["split"] == split]
         print(f"  {split:<12}{count:>8,}  {count / total:6.1%}" + (f"  nodata {sum(shares) / len(shares):.1%}" if shares else ""))

@@ -1,10 +1,14 @@
 """From the codes people keep in labels to class numbers, and what counts as unlabelled: decided here alone."""
 
+import re
+
 import numpy as np
 
 from eoseg.errors import DataError, SetupError, listing
 
 IGNORE = 255  # in targets and label patches: unlabelled
+WHOLE = re.compile("[+-]?[0-9]{1,999}")  # Python turns no longer ones into numbers
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def parse_map(words):
@@ -19,33 +23,46 @@ def parse_map(words):
     for word in words:
         code, equals, number = word.strip().rpartition("=")
         key = key_of(code)
-        if not equals or not code or not (number == "ignore" or (number.isdecimal() and int(number) < IGNORE)):
+        if not equals or not code or class_number(number) is None:
             raise SetupError(f"--label_map {word.strip()}: write CODE=CLASS with a class from 0 to 254, or CODE=ignore.")
         if key in found:
             raise SetupError(f"--label_map: code {key} is given twice; give each code one class.")
-        found[key] = IGNORE if number == "ignore" else int(number)
+        found[key] = class_number(number)
     return found
 
 
+def class_number(text):
+    """A class as people write it: 0 to 254, or ignore, which is 255; None for anything else."""
+    if text == "ignore":
+        return IGNORE
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) and int(text) < IGNORE else None
+
+
 def key_of(value):
-    """One spelling for a code or a name: 11, 11.0 and "11" are the same code."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return str(value).strip()
-    return str(int(number)) if np.isfinite(number) and number == int(number) else str(value).strip()
+    """One spelling for a code or a name: 11, 11.0 and "11" are the same code; 1_1 is a name. Whole numbers are exact, however large."""
+    text = str(value).strip()
+    if WHOLE.fullmatch(text):
+        return str(int(text))
+    number = float(text) if NUMBER.fullmatch(text) else np.nan
+    return str(int(number)) if np.isfinite(number) and number == int(number) else text
 
 
 def names_of(mapping):
     """Class names a map brings along: class 0's, class 1's ...; None where it maps bare codes."""
     words = {}
     for code, number in (mapping or {}).items():
-        if number != IGNORE and not code.lstrip("-").replace(".", "", 1).isdigit():
+        if number != IGNORE and not NUMBER.fullmatch(code):
             words.setdefault(number, []).append(code)
     if not words:
         return None
     last = max(number for number in mapping.values() if number != IGNORE)
     return ["/".join(words.get(number, [f"class_{number}"])) for number in range(last + 1)]
+
+
+def exact(text):
+    """A number as typed; whole ones are not rounded, however large."""
+    key = key_of(text)
+    return int(key) if WHOLE.fullmatch(key) else float(text)
 
 
 class Coding:
@@ -61,9 +78,9 @@ class Coding:
         self.mapping, self.classes = mapping, classes
         self.by_tag = nodata is None
         try:
-            self.nodata = None if self.by_tag or str(nodata).lower() == "none" else float(nodata)
+            self.nodata = None if self.by_tag or str(nodata).lower() == "none" else exact(nodata)
         except ValueError:
-            raise SetupError(f"--label_nodata {nodata}: is neither a number nor none.") from None
+            raise SetupError(f"--label_nodata {nodata}: is neither a number nor none; give one of them.") from None
         self.highest, self.tag_seen = {}, {}  # per file, where no map says what is a class
 
     def memory(self, where):

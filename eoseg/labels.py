@@ -1,15 +1,16 @@
 """Labels of a scene, raster or polygons, read window by window as classes."""
 
-import re
-
 import numpy as np
 import shapely
+from rasterio.enums import Compression
 from rasterio.errors import RasterioError
 from rasterio.features import rasterize
 
 from eoseg import raster, validity, vector
-from eoseg.coding import IGNORE, key_of
+from eoseg.coding import IGNORE, WHOLE, class_number, key_of
 from eoseg.errors import DataError, ReadError, SetupError, listing
+
+EXACT = 2**53  # larger whole numbers are rounded by whoever computes with floats
 
 
 class RasterLabels:
@@ -22,17 +23,23 @@ class RasterLabels:
     def __init__(self, path, scene, coding, say=print):
         self.path, self.scene, self.coding = path, scene, coding
         self.src = raster.open_raster(path)
-        if self.src.count != 1:
-            raise DataError(f"{path}: has {self.src.count} bands; a label is one band of class codes, make one with gdal_translate -b N.")
+        self._check()
         self.tag = self.src.nodata
         self.masked = validity.mask_kind(self.src) == "mask"
         self.view = self.src if raster.same_grid(self.src, scene) else self._aligned(scene, say)
+
+    def _check(self):
+        """Raises DataError where pixels cannot be codes: a picture of the classes, or what a lossy compression made of them."""
+        if self.src.count != 1:
+            raise DataError(f"{self.path}: has {self.src.count} bands; a label is one band of class codes: gdal_translate -b N takes one out, but the colours of a picture are no codes.")
+        if self.src.driver == "JPEG" or self.src.compression == Compression.jpeg:
+            raise DataError(f"{self.path}: is compressed as JPEG, which changes codes into their neighbours; write it anew from its source as TIFF or PNG.")
 
     def _aligned(self, scene, say):
         if not self.src.crs or not scene.crs:
             placed = not (self.src.transform.is_identity or scene.transform.is_identity)
             if placed or self.src.crs != scene.crs or (self.src.height, self.src.width) != (scene.height, scene.width):
-                raise DataError(f"{self.path}: lies on another grid than {scene.path} and one of them has no CRS; set it with gdal_edit.py -a_srs.")
+                raise DataError(f"{self.path}: lies on another grid than {scene.path} and one of them has no CRS; set it with gdal_edit.py -a_srs, and its place with -a_ullr where that lacks too.")
             return self.src
         say(f"note: {self.path}: lies on another grid than the image; aligned by nearest neighbour")
         view = raster.aligned(self.src, scene)
@@ -51,17 +58,20 @@ class RasterLabels:
                 there = self.src.read_masks(1, window=where) > 0 if self.masked else True
         except RasterioError as error:
             raise ReadError(f"{self.path}: cannot be read ({raster.deepest(error)}); it is truncated or damaged, copy it again.") from None
-        if there is not True:
-            codes = codes.astype(np.float64)
-            codes[~there] = np.nan  # unlabelled, whatever the warp put there
-        return self.coding.decode(codes, self.tag, self.path)
+        if self.view is not self.src and codes.dtype.kind in "iu" and codes.dtype.itemsize == 8 and (codes.astype(float) > EXACT).any():
+            raise DataError(f"{self.path}: lies on another grid and holds codes above {EXACT}, which GDAL rounds as it aligns them; write smaller codes.")
+        if there is True:
+            return self.coding.decode(codes, self.tag, self.path)
+        classes = np.full(codes.shape, IGNORE, np.uint8)  # whatever stands where no label is
+        classes[there] = self.coding.decode(codes[there], self.tag, self.path)
+        return classes
 
     def meets(self, window):
         """Could a pixel of the window be labelled, as far as the header tells?"""
         if self.view is self.src:
             return True
         (left, *_, right), (bottom, *_, top) = (sorted(side) for side in zip(*(self.scene.transform * corner for corner in corners_of(window))))
-        (west, east), (south, north) = (sorted(self.bounds[side::2]) for side in (0, 1))  # south-up rasters turn them round
+        west, south, east, north = in_order(self.bounds)
         return left < east and right > west and bottom < north and top > south
 
     def memory(self):
@@ -88,7 +98,7 @@ class Drawn:
 
     def __init__(self, shapes, values, outside, scene):
         self.values, self.outside, self.scene = values, outside, scene
-        self.shapes = shapely.make_valid(np.asarray(shapes), method="structure", keep_collapsed=False)  # polygons only: a line would be drawn too
+        self.shapes = nearby(shapely.make_valid(np.asarray(shapes), method="structure", keep_collapsed=False), scene)  # polygons only: a line would be drawn too
         self.tree = shapely.STRtree(self.shapes)
 
     def hits(self, window):
@@ -106,6 +116,16 @@ class Drawn:
         return rasterize(zip(self.shapes[hits], self.values[hits].tolist()), shape, fill=self.outside, transform=self.scene.placed(window), dtype="uint8")
 
 
+def nearby(shapes, scene):
+    """The shapes; those that reach beyond a thousand scenes are cut down to what lies around this one: GDAL counts their pixels in 32 bits."""
+    west, south, east, north = in_order(scene.src.bounds)
+    side = max(east - west, north - south)
+    bounds = shapely.bounds(shapes) - (west, south, west, south)
+    far = np.abs(bounds).max(1, initial=0) > 1000 * side
+    around = shapely.box(west - side, south - side, east + side, north + side)
+    return np.where(far, shapely.buffer(shapely.intersection(np.where(far, shapes, None), around), 0), shapes)
+
+
 def read_polygons(path, scene, options, say, near=True):
     """The polygons of a file in the scene's CRS, a GeoDataFrame; those without a shape left out.
 
@@ -114,11 +134,16 @@ def read_polygons(path, scene, options, say, near=True):
     Raises:
         DataError: other shapes than polygons, none at all, or none near the scene.
     """
-    frame = vector.onto(vector.read_layer(path, options.vector_crs), scene.crs, path, say)
-    frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
+    frame = vector.read_layer(path, options.vector_crs)
+    lack = frame.geometry.isna() | frame.geometry.is_empty
+    if lack.any() and not lack.all():
+        say(f"note: {path}: {lack.sum()} of {len(frame)} polygons have no shape; left out")
+    frame = frame[~lack]
     other = sorted(set(frame.geom_type) - {"Polygon", "MultiPolygon"})
     if frame.empty or other:
         raise DataError(f"{path}: holds {listing(other) or 'no polygon'} where polygons are needed; draw or buffer some, or choose another file.")
+    frame = vector.onto(frame, scene.crs, path, say, in_order(scene.src.bounds))
+    frame = frame[np.isfinite(frame.bounds.to_numpy()).all(1)]  # others are empty now, or so far away that the scene's CRS cannot express them
     if near:
         check_overlap(path, frame.total_bounds, scene)
     return frame
@@ -137,24 +162,26 @@ class PolygonLabels:
         if options.label_field is None and options.label_burn is None:
             raise SetupError(f"--label {path}: polygons need --label_field NAME (class from an attribute: "
                              f"{listing(frame.columns.drop(frame.geometry.name), 8)}) or --label_burn V (a plain mask).")
-        self.drawn = Drawn(frame.geometry, self._classes(frame, coding, options), outside_of(options), scene)
+        if options.label_burn is not None and coding.mapping is not None:
+            raise SetupError("--label_burn and --label_map: one is the class of every polygon, the other maps an attribute's values; give one.")
+        classes = np.full(len(frame), options.label_burn) if options.label_field is None else self._classes(frame, coding, options.label_field, say)
+        self.drawn = Drawn(frame.geometry, classes, outside_of(options), scene)
 
-    def _classes(self, frame, coding, options):
-        """The class of every polygon."""
-        if options.label_burn is not None:
-            return np.full(len(frame), options.label_burn)
-        field = options.label_field
-        if field not in frame.columns:
-            raise SetupError(f"--label_field {field}: {self.path} has no such attribute; it has {listing(frame.columns.drop(frame.geometry.name), 8)}.")
-        names = [vector.plain(value) for value in frame[field]]
+    def _classes(self, frame, coding, field, say):
+        """The class of every polygon, by an attribute."""
+        names = [vector.plain(value) for value in vector.column(frame, field, "--label_field", self.path, "attribute")]
+        if "" in names:
+            say(f"note: {self.path}: {names.count('')} of {len(names)} polygons hold nothing in {field}; they are unlabelled")
         mapping = coding.mapping
         if mapping is None:
-            texts = sorted({name for name in names if name and not re.fullmatch("-?[0-9]+", name)})
+            texts = sorted({name for name in names if name and not WHOLE.fullmatch(name)})
             if texts:
-                example = " ".join(f"'{name}={i}'" if " " in name else f"{name}={i}" for i, name in enumerate(texts))
+                example = " ".join(f"'{name}={i}'" if " " in name else f"{name}={i}" for i, name in enumerate(texts[:50]))
                 raise SetupError(f"--label_field {field}: holds names, not numbers; say which class each is, e.g. --label_map {example}")
-            mapping = {key_of(name): int(name) for name in names if name and 0 <= int(name) <= IGNORE}
+            mapping = {str(number): number for number in range(IGNORE + 1)}
         unknown = sorted({name for name in names if name and key_of(name) not in mapping})
+        if unknown and coding.mapping is None:
+            raise DataError(f"{self.path}: {field} holds {listing(unknown, 8)}, which are no classes (0 to 254, 255 is unlabelled); map every value with --label_map.")
         if unknown:
             raise DataError(f"{self.path}: {field} holds {listing(unknown, 8)}, which --label_map does not name; add them, e.g. {unknown[0]}=ignore.")
         return np.array([mapping[key_of(name)] if name else IGNORE for name in names])
@@ -197,12 +224,19 @@ def open_area(scene, options, say=print):
     return Drawn(shapes, np.ones(len(shapes), int), 0, scene)
 
 
+def in_order(bounds):
+    """West, south, east and north of bounds that a south-up raster turns round."""
+    (west, east), (south, north) = (sorted(bounds[side::2]) for side in (0, 1))
+    return west, south, east, north
+
+
 def check_overlap(path, bounds, scene):
     """Raises DataError when labels with these bounds, in the scene's CRS, lie beside it altogether: they would all read as unlabelled, or as 0."""
-    (left, right), (bottom, top) = (sorted(scene.src.bounds[side::2]) for side in (0, 1))  # south-up rasters turn them round
-    (west, east), (south, north) = (sorted(bounds[side::2]) for side in (0, 1))
-    if max(west, left) >= min(east, right) or max(south, bottom) >= min(north, top):
-        raise DataError(f"{path}: lies beside {scene.path}: from {west:.6g} {south:.6g} to {east:.6g} {north:.6g} in the image's CRS, the image from "
+    left, bottom, right, top = in_order(scene.src.bounds)
+    west, south, east, north = in_order(bounds)
+    if not (max(west, left) < min(east, right) and max(south, bottom) < min(north, top)):  # nan where nothing is left of the labels
+        where = f"from {west:.6g} {south:.6g} to {east:.6g} {north:.6g} in the image's CRS" if np.isfinite([west, south, east, north]).all() else "far away"
+        raise DataError(f"{path}: lies beside {scene.path}: {where}, the image from "
                         f"{left:.6g} {bottom:.6g} to {right:.6g} {top:.6g}; check that both show the same place.")
 
 
@@ -211,11 +245,10 @@ def outside_of(options):
     word = options.label_outside
     if word is None:
         return IGNORE if options.label_field is not None else 0
-    if word.lower() == "ignore":
-        return IGNORE
-    if word.isdigit() and int(word) < IGNORE:
-        return int(word)
-    raise SetupError(f"--label_outside {word}: is neither a class from 0 to 254 nor ignore.")
+    number = class_number(word.lower())
+    if number is None:
+        raise SetupError(f"--label_outside {word}: is neither a class from 0 to 254 nor ignore; give one of them.")
+    return number
 
 
 def open_labels(path, scene, coding, options, say=print, area=None):

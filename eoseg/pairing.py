@@ -6,6 +6,7 @@ from typing import NamedTuple, Optional
 
 from eoseg.errors import SetupError, listing
 
+LONGEST = 100  # bytes of an id: with that of a cell it must fit a file name
 GRID_PATTERN = r"^[Gg]rid[_-]?(\d+)\.(shp|gpkg|geojson)$"
 
 
@@ -104,8 +105,8 @@ def matching(files, folder, pattern, flag):
         match = expression.match(path.relative_to(folder).as_posix() if "/" in pattern else path.name)
         if match and not match[1]:
             raise SetupError(f"{flag} {pattern}: finds no id in {path.name}; its group must hold at least one character.")
-        if match and not all(c.isalnum() or c in "-_." for c in match[1]):
-            raise SetupError(f"{flag} {pattern}: the id {match[1]!r} of {path.name} cannot be part of a file name; use letters, digits, - _ and .")
+        if match and (len(match[1].encode()) > LONGEST or not all(c.isalnum() or c in "-_." for c in match[1])):
+            raise SetupError(f"{flag} {pattern}: the id {match[1]!r} of {path.name} cannot be part of a file name; use up to {LONGEST} letters, digits, - _ and .")
         if match and found.setdefault(match[1], path) is not path:
             raise SetupError(f"{flag}: {found[match[1]]} and {path} both have the id {match[1]}; rename or move one of them.")
     return found

@@ -98,13 +98,25 @@ def image_folder(root, split, name=None):
     return wanted
 
 
-def read_rows(root):
-    """The lines of patches.csv as dicts of text; [] where there is none."""
+def read_rows(root, columns=()):
+    """The lines of patches.csv as dicts of text; [] where there is none.
+
+    Args:
+        columns: that it must have.
+    Raises:
+        SetupError: it is no such table, or was cut short.
+    """
     path = Path(root) / "patches.csv"
     if not path.exists():
         return []
-    with open(path, newline="", encoding="utf-8") as f:
-        return list(csv.DictReader(f))
+    try:
+        with open(path, newline="", encoding="utf-8") as f:
+            rows = list(csv.DictReader(f))
+    except (ValueError, csv.Error) as error:
+        raise SetupError(f"{path}: is not readable as a table ({error}); restore it, or extract the patches again.") from None
+    if any(None in row or None in row.values() or not row.keys() >= set(columns) for row in rows):
+        raise SetupError(f"{path}: lacks columns in some of its lines; it is truncated or another program's, restore it or extract the patches again.")
+    return rows
 
 
 def load_metadata(root, required=True):

@@ -13,7 +13,10 @@ from eoseg.errors import DataError, ReadError, SetupError, listing
 from eoseg.labels import check_overlap, corners_of, open_area, open_labels
 from eoseg.splits import by_column
 from eoseg.tiles import Window, regular_windows
+from eoseg.validity import called_colours
 
+SMALLEST = 0.5  # pixels: what rounds to none
+MOST_SHRUNK = 16  # pixels to one of a patch, along a side: more leave out nearly all, and take memory without bounds
 RESAMPLING = {"nearest": "nearest", "bilinear": "bilinear", "bicubic": "cubic", "lanczos": "lanczos"}
 KINDS = {  # what a cell can be, and what is done with it; each is counted as the last one that holds
     "ok": "whole, on the image's pixels",
@@ -107,6 +110,8 @@ def plan(pair, coding, options, say, bar=None):
         header = f"{Path(pair.image).name}: {scene.height} x {scene.width} pixels, {len(scene.bands)} bands ({listing(scene.names, 13)}), {scene.dtype}"
         if scene.alpha and not scene.moved:
             header += "\n  note: the alpha band is used as the mask, not as a band; --bands takes it as one"
+        if called_colours(scene.file):
+            header += "\n  warning: its numbers stand for the colours of a table, they measure nothing; to cut colours, expand them first: gdal_translate -expand rgb"
         return Plan(pair, found, cells, left_out, kinds, doubtful.problem, bands, scene.transform, scene.crs.to_wkt() if scene.crs else "", header)
 
 
@@ -153,21 +158,24 @@ def grid_cells(pair, scene, options, say):
     ids, twice = vector.cell_ids(frame, options.id_column, say)
     found, empty = vector.cells(frame, ids, scene.transform, options.patch_size, options.resample)
     if options.split_column:
-        if options.split_column not in frame.columns:
-            raise SetupError(f"--split_column {options.split_column}: {pair.grid} has no such column; it has {listing(frame.columns.drop(frame.geometry.name), 12)}.")
-        of = dict(zip(ids, by_column(frame[options.split_column], options.split_column)))
+        words = vector.column(frame, options.split_column, "--split_column", pair.grid)
+        of = dict(zip(ids, by_column(words, options.split_column)))
         found = [cell._replace(split=of[cell.id]) for cell in found]
     return found, empty, doubts(pair, found, twice, options, raw.crs is not None and raw.crs != frame.crs)
 
 
 def doubts(pair, found, twice, options, other_crs):
-    """Doubtful: cells of another size than --patch_size, and ids that repeat."""
-    wrong = [] if options.resample else vector.wrong_sizes(found, options.patch_size, other_crs)
-    problem = None
+    """Doubtful: cells of another size than --patch_size, or that no --resample can make sense of, and ids that repeat."""
+    size, problem = options.patch_size, None
+    if options.resample:
+        wrong = [cell for cell in found if min(cell.size) < SMALLEST or max(cell.size) > MOST_SHRUNK * size]
+        what, remedy = f"smaller than a pixel or over {MOST_SHRUNK} times as large as a patch", "check the grid's CRS, or give a --patch_size nearer to them."
+    else:
+        wrong = vector.wrong_sizes(found, size, other_crs)
+        what, remedy = "of another size", "give the cells' size, or --resample to scale them."
     if wrong:
         some = listing((f"{cell.id}: {cell.size[1]:.1f} x {cell.size[0]:.1f}" for cell in wrong[:4]), 4)
-        problem = DataError(f"--patch_size {options.patch_size}: {len(wrong)} of {len(found)} cells of {pair.grid} are of another size in pixels "
-                            f"({some}); give the cells' size, or --resample to scale them.")
+        problem = DataError(f"--patch_size {size}: {len(wrong)} of {len(found)} cells of {pair.grid} are {what} in pixels ({some}); {remedy}")
     if twice:
         problem = SetupError(f"--id_column {options.id_column}: {listing(twice)} stand there more than once; choose a unique column, or leave it at AUTO.")
     return Doubtful([cell.id for cell in wrong], twice, problem)
@@ -244,7 +252,7 @@ def write_grid(image, path, options, overwrite, say=print):
     """
     path = Path(path)
     if path.suffix.lower() not in (".gpkg", ".geojson", ".fgb"):
-        raise SetupError(f"--output {path}: name a .gpkg, .geojson or .fgb file.")
+        raise SetupError(f"--output {path}: is no format that grids are written in; name a .gpkg, .geojson or .fgb file.")
     if path.exists() and not overwrite:
         raise SetupError(f"--output {path}: exists; choose another name, or give --overwrite to replace it.")
     with raster.Scene(image) as scene:

@@ -8,6 +8,7 @@ from eoseg.tiles import largest_remainder
 SPLITS = ("train", "validation", "test")
 SPELLINGS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
              "test": "test", "testing": "test"}
+NOTHING = dict.fromkeys(("", "none", "nan", "<na>"), "nothing")
 DRAWS = 500
 AT_ONCE = 10**6  # units drawn together, over all draws: some 30 MB
 ENOUGH = 20  # units a scene needs to be divided by itself: the usual 5 % of them is one
@@ -20,7 +21,7 @@ def by_column(values, column):
         SetupError: another word, or nothing, stands there.
     """
     found = [SPELLINGS.get(str(value).strip().lower()) for value in values]
-    strange = sorted({str(value) for value, name in zip(values, found) if name is None})
+    strange = sorted({NOTHING.get(str(value).strip().lower(), str(value)) for value, name in zip(values, found) if name is None})
     if strange:
         raise SetupError(f"--split_column {column}: holds {listing(strange)}; write train, validation or test in every cell.")
     return found

@@ -1,5 +1,8 @@
 """Grids and label polygons: the only room that opens vector files."""
 
+import difflib
+import re
+import unicodedata
 import warnings
 from collections import Counter
 from functools import lru_cache
@@ -8,15 +11,20 @@ from typing import NamedTuple
 
 import geopandas
 import numpy as np
+import pyproj
 import shapely
 from pyproj.exceptions import CRSError, ProjError
 
-from eoseg import files, gdalenv  # noqa: F401 (gdalenv acts by being imported)
+from eoseg import files, gdalenv, gdallog  # noqa: F401 (gdalenv acts by being imported)
 from eoseg.errors import DataError, SetupError, listing
 from eoseg.tiles import Window, snap
 
 warnings.filterwarnings("ignore", message="'crs' was not provided")  # geopandas, of layers that have none
-SUFFIXES = {".shp", ".gpkg", ".geojson", ".json", ".fgb", ".gml", ".kml", ".parquet", ".geoparquet", ".feather", ".zip", ".gdb", ".sqlite"}
+SUFFIXES = {".shp", ".gpkg", ".geojson", ".geojsonl", ".json", ".fgb", ".gml", ".kml", ".kmz", ".parquet", ".geoparquet", ".feather", ".zip", ".gdb", ".sqlite", ".csv"}
+FARTHEST = 1e13  # no map holds larger coordinates, in whatever unit
+LONGEST = 128  # bytes of an id: with the name of its scene it must fit a file name
+WIDE = 5  # degrees: what is wider was drawn in its own CRS, and its sides are curves in the image's
+FINE = 0.05  # degrees, between the points that such a side is given: 30 cm off the curve
 
 
 def is_vector(path):
@@ -30,7 +38,7 @@ def read_layer(path, crs=None):
     Args:
         crs: the CRS to believe in place of the file's.
     Raises:
-        DataError: missing, unreadable, or coordinates that cannot be degrees in a geographic CRS.
+        DataError: missing, unreadable or cut short, coordinates that are no numbers, or cannot be degrees in a geographic CRS.
         SetupError: several layers, or no such CRS.
     """
     file, _, layer = str(path).partition("|layername=")
@@ -52,24 +60,72 @@ def read_layer(path, crs=None):
 @lru_cache(4)  # a grid and an area for a hundred scenes, and the labels that are looked at before they are cut
 def read_once(file, layer, *stamp):
     try:
-        return read_any(file, layer)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            frame = read_any(file, layer)
     except SetupError:
         raise
     except Exception as error:  # pyogrio, pyarrow and fiona each have their own
-        raise DataError(f"{file}: cannot be read as a vector file ({error}); check it with ogrinfo.") from None
+        words = re.split(r"; |\.$", " ".join(str(error).split()))[0]
+        raise DataError(f"{file}: cannot be read as a vector file ({words[:300]}); check it with ogrinfo, or copy it again.") from None
+    for warning in caught:
+        if "pyogrio" in warning.filename:  # of what GDAL said; others speak of shapes that are looked at below
+            gdallog.say(str(warning.message), file)
+    check_numbers(frame, file)
+    return frame
 
 
 def read_any(file, layer):
     suffix = Path(file).suffix.lower()
+    if suffix == ".shp":
+        check_whole(Path(file))
     if suffix in (".parquet", ".geoparquet", ".feather"):
         return geopandas.read_feather(file) if suffix == ".feather" else geopandas.read_parquet(file)
+    import pyogrio
+
+    pyogrio.set_gdal_config_options({"GDAL_HTTP_PROXY": "127.0.0.1:0"})  # nothing listens there: a file must not make us ask a server for its CRS
     layers = geopandas.list_layers(file)
     spatial = layers[layers["geometry_type"].notna()]["name"].tolist()
     if not spatial:
         raise DataError(f"{file}: holds no layer with geometries; choose another file.")
     if len(spatial) > 1 and not layer:
         raise SetupError(f"{file}: holds the layers {listing(spatial)}; choose one as '{file}|layername={spatial[0]}'.")
-    return geopandas.read_file(file, layer=layer or spatial[0])
+    frame = geopandas.read_file(file, layer=layer or spatial[0])
+    if layer and layer not in spatial:
+        raise SetupError(f"{file}: layer {layer} holds no geometries; choose one of {listing(spatial)}.")
+    check_lines(file, len(frame))
+    return frame
+
+
+def check_whole(file):
+    """Raises DataError where a .shp is shorter than it says: GDAL would leave out the shapes that lack."""
+    with open(file, "rb") as f:
+        head = f.read(28)
+    claimed, there = 2 * int.from_bytes(head[24:28], "big"), file.stat().st_size
+    if there < claimed:
+        raise DataError(f"{file}: is {there} bytes long where its header says {claimed}; it is truncated, copy or download it again.")
+
+
+def check_lines(file, count):
+    """Raises DataError where a file of a GeoJSON feature in each line gave fewer features: GDAL passes over lines that it cannot read."""
+    if not Path(file).is_file():
+        return
+    with open(file, "rb") as f:
+        lines = filter(None, (line.strip(b" \t\r\n\x1e") for line in f))
+        first = next(lines, b"")
+        more = sum(1 for _ in lines) if first[:1] + first[-1:] == b"{}" else 0  # a document in several lines closes its bracket in the last
+    there = 1 + more
+    if more and count < there:
+        raise DataError(f"{file}: {there - count} of its {there} lines are no GeoJSON features; it is truncated or damaged, copy it again.")
+
+
+def check_numbers(frame, path):
+    """Raises DataError for shapes with a coordinate that is no number or beyond any map: what is drawn of them is noise."""
+    xy, row = shapely.get_coordinates(frame.geometry.to_numpy(), return_index=True)
+    wrong = np.unique(row[~(np.abs(xy) <= FARTHEST).all(1)])
+    if len(wrong):
+        raise DataError(f"{path}: {len(wrong)} of {len(frame)} shapes have a coordinate that is no number, or larger than {FARTHEST:.0e} "
+                        f"(row {listing(wrong + 1)}); mend or remove them.")
 
 
 def check_degrees(frame, path):
@@ -82,9 +138,11 @@ def check_degrees(frame, path):
                          f"{east:.0f} {north:.0f}; name the true CRS: --vector_crs EPSG:..., or --vector_crs image for the image's own.")
 
 
-def onto(frame, crs, path, say=print):
+def onto(frame, crs, path, say=print, around=None):
     """The frame in the image's CRS; where one of the two has none, they are taken to have the same, which is said.
 
+    Args:
+        around: west, south, east and north of the image in its CRS: of shapes as wide as countries, what lies near it is enough.
     Raises:
         DataError: no way leads from one CRS to the other.
     """
@@ -96,10 +154,45 @@ def onto(frame, crs, path, say=print):
     if frame.crs is None:
         say(f"note: {path}: has no CRS; taken as the image's")
         return frame.set_crs(crs)
+    if frame.crs == crs:
+        return frame
     try:
-        return frame if frame.crs == crs else frame.to_crs(crs)
+        return (frame if around is None else bent(frame, crs, path, around)).to_crs(crs)
     except ProjError:
         raise DataError(f"{path}: nothing leads from its CRS, {frame.crs.name}, to the image's; name its true one with --vector_crs.") from None
+
+
+def bent(frame, crs, path, around):
+    """The frame; shapes as wide as countries are cut down to the image's surroundings, and their sides have points enough to bend: in another CRS
+    sides are drawn straight between points, and points half around the Earth land anywhere."""
+    shapes = frame.geometry.to_numpy().copy()
+    unit = 1 if frame.crs.is_geographic else 100_000  # metres, about a degree
+    west, south, east, north = shapely.bounds(shapes).T
+    wide = np.maximum(east - west, north - south) > WIDE * unit
+    if not wide.any():
+        return frame
+    left, bottom, right, top = pyproj.Transformer.from_crs(crs, frame.crs, always_xy=True).transform_bounds(*around)
+    if left > right:
+        raise DataError(f"{path}: holds shapes wider than {WIDE} degrees, and the image lies across the 180th meridian; cut them down to its surroundings.")
+    margin = max(right - left, top - bottom, FINE * unit)
+    near = shapely.box(left - margin, bottom - margin, right + margin, top + margin)
+    parts = shapely.intersection(shapely.make_valid(shapes[wide]), near)
+    shapes[wide] = shapely.segmentize(shapely.buffer(parts, 0), FINE * unit)  # polygons alone, without what merely touches
+    return frame.set_geometry(shapes, crs=frame.crs)
+
+
+def column(frame, name, flag, where, kind="column"):
+    """The attributes that a flag asks for by the name of their column.
+
+    Raises:
+        SetupError: what the frame was read from, `where`, has none of that name.
+    """
+    known = list(frame.columns.drop(frame.geometry.name))
+    if name in known:
+        return frame[name]
+    near = difflib.get_close_matches(name.lower(), [str(one).lower() for one in known], n=1)
+    nearest = "".join(f" Did you mean {one}?" for one in known if str(one).lower() in near)
+    raise SetupError(f"{flag} {name}: {where} has no such {kind}; it has {listing(known, 12) or 'none'}." + nearest)
 
 
 class Cell(NamedTuple):
@@ -135,12 +228,17 @@ def cells(frame, ids, transform, patch_size, resample=False):
     wrong = [n for n, s in zip(names, shapes) if s.area == 0 or s.geom_type not in ("Polygon", "MultiPolygon") or shapely.get_num_geometries(s) > 1]
     if wrong:
         raise DataError(f"--grid: cells {listing(wrong)} are no single polygons (points, lines or several parts); give one polygon per cell.")
-    t = ~transform
-    pixels = shapely.transform(shapes, lambda xy: xy @ np.array([[t.a, t.d], [t.b, t.e]]) + (t.c, t.f))
-    frames = shapely.oriented_envelope(np.where(np.isfinite(shapely.bounds(pixels)).all(1), pixels, None))
+    with np.errstate(all="ignore"):  # some may be infinite: beyond what the CRS can express
+        frames = envelopes(shapes, ~transform)
     whole = shapely.get_type_id(frames) == shapely.GeometryType.POLYGON  # a cell at the pole may have become a line
     found = [cell_of(name, around, patch_size, resample) for name, around, use in zip(names, frames, whole) if use]
     return found, empty + [name for name, use in zip(names, whole) if not use]
+
+
+def envelopes(shapes, t):
+    """The smallest rectangle around each shape in pixels (column, row), to which `t` leads; None where it is infinite."""
+    pixels = shapely.transform(shapes, lambda xy: xy @ np.array([[t.a, t.d], [t.b, t.e]]) + (t.c, t.f))
+    return shapely.oriented_envelope(np.where(np.isfinite(shapely.bounds(pixels)).all(1), pixels, None))
 
 
 def cell_of(name, around, patch_size, resample):
@@ -166,17 +264,17 @@ def wrong_sizes(found, patch_size, other_crs):
     return [cell for cell in found if max(abs(side - patch_size) for side in cell.size) > slack]
 
 
-def cell_ids(frame, column, say=print):
+def cell_ids(frame, wanted, say=print):
     """A name for every cell, fit for a file name.
 
     Args:
-        column: AUTO takes the first of id, fid, patch_id that is there and unique, else the row number.
+        wanted: name of a column; AUTO takes the first of id, fid, patch_id that is there and unique, else the row number.
     Returns:
         the names; those that occur more than once.
     Raises:
-        SetupError: the column is not there, or holds characters no file name should.
+        SetupError: the column is not there, or holds what no file name should: other characters, or too many.
     """
-    if column == "AUTO":
+    if wanted == "AUTO":
         lower = {name.lower(): name for name in frame.columns}
         for name in ("id", "fid", "patch_id"):
             names = [plain(value) for value in frame[lower[name]]] if name in lower else [""]
@@ -185,30 +283,32 @@ def cell_ids(frame, column, say=print):
                     return names, []
                 say(f"note: the grid's column {lower[name]} holds {listing(repeated(names))} more than once; it cannot name the cells")
         return [str(row) for row in range(len(frame))], []
-    if column not in frame.columns:
-        raise SetupError(f"--id_column {column}: the grid has no such column; it has {listing(frame.columns.drop(frame.geometry.name), 12)}.")
-    names = [plain(value) for value in frame[column]]
+    names = [plain(value) for value in column(frame, wanted, "--id_column", "the grid")]
     if any(map(unfit, names)):
-        raise SetupError(f"--id_column {column}: {listing(map(repr, filter(unfit, names)))} cannot be part of a file name; use letters, digits, - _ and .")
+        some = [repr(text if len(text) < 40 else text[:40] + "...") for text in names if unfit(text)]
+        raise SetupError(f"--id_column {wanted}: {listing(some)} cannot be part of a file name; use up to {LONGEST} letters, digits, - _ and .")
     return names, repeated(names)
 
 
 def repeated(names):
-    """Names that occur more than once, in order; on a disk that knows no capitals, a1 and A1 are one."""
-    times = Counter(name.lower() for name in names)
-    return sorted({name for name in names if times[name.lower()] > 1})
+    """Names that occur more than once, in order; on some disks a1 and A1 are one, and so are the spellings of a letter in Unicode."""
+    as_one = [unicodedata.normalize("NFC", name).lower() for name in names]
+    times = Counter(as_one)
+    return sorted({name for name, one in zip(names, as_one) if times[one] > 1})
 
 
 def unfit(name):
     """Could this id not be part of a file name?"""
-    return not name or not all(c.isalnum() or c in "-_." for c in name)
+    return not name or len(name.encode()) > LONGEST or not all(c.isalnum() or c in "-_." for c in name)
 
 
 def plain(value):
-    """An id as text: 7, not 7.0."""
-    if isinstance(value, (float, np.floating)) and value == value and float(value).is_integer():
-        return str(int(value))
-    return "" if value is None or value != value else str(value).strip()
+    """An attribute as text: 7, not 7.0; empty where there is none."""
+    if isinstance(value, (list, tuple, dict, np.ndarray)):  # JSON and Parquet have them
+        return str(value)
+    if geopandas.pd.isna(value):
+        return ""
+    return str(int(value)) if isinstance(value, (float, np.floating)) and float(value).is_integer() else str(value).strip()
 
 
 def frame_of(table, shapes, crs):

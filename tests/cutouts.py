@@ -7,6 +7,7 @@ from pathlib import Path
 import geopandas
 import numpy as np
 import rasterio
+import shapely
 from conftest import coded, write_raster
 from rasterio.transform import from_origin
 from shapely import Polygon
@@ -92,6 +93,24 @@ def whole_label(folder, height, width, place=PLACE):
         part = codes[0, max(-top, 0) : height - top, max(-left, 0) : width - left]
         canvas[max(top, 0) : top + codes.shape[1], max(left, 0) : left + codes.shape[2]] = part
     return canvas
+
+
+def drawn(folder, height, width):
+    """The classes of a whole scene (H, W), 255 also where no patch was worth keeping."""
+    found = whole_label(folder, height, width)
+    return np.where(found < 0, 255, found)
+
+
+def feature(shape, **properties):
+    """A GeoJSON feature."""
+    return {"type": "Feature", "properties": properties, "geometry": shape if shape is None else shapely.geometry.mapping(shape)}
+
+
+def write_geojson(path, *features, crs=None):
+    """Write features with a CRS as older files state it: a member `crs`, UTM30 unless given."""
+    named = {"type": "name", "properties": {"name": "urn:ogc:def:crs:" + UTM30.replace(":", "::")}}
+    path.write_text(json.dumps({"type": "FeatureCollection", "crs": crs or named, "features": features}), encoding="utf-8")
+    return path
 
 
 def bytes_of(folder):

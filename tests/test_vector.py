@@ -133,7 +133,6 @@ def test_cells_without_a_shape_are_told_apart():
     assert [cell.id for cell in found] == ["c0", "c3"] and empty == ["c1", "c2"]
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_cells_the_images_crs_cannot_express_are_left_out():
     frame = frame_of([box(-180, 89, 180, 90), box(-3, 43.3, -2.998, 43.302)], crs="EPSG:4326").to_crs(UTM30)
     found, empty = vector.cells(frame, ["pole", "here"], PLACE, 16)
