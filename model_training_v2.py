@@ -85,7 +85,10 @@ def train(config):
         models.check_model(config)
         choose_device(config.device)
         check_folder(config)
+        runstate.check_kind(config)
         begun = runstate.begin(config)
+        if not begun[0]:
+            encoders.check_weights(config)
         splits, source = open_splits(config, bar)
         return fit(config, splits, source, stop, begun)
 
@@ -97,9 +100,13 @@ def cross_validate(config):
         models.check_model(config)
         choose_device(config.device)
         check_folder(config)
+        runstate.check_kind(config)
+        if not config.resume:
+            encoders.check_weights(config)
         pairs, test, source = open_folds(config, bar)
         division = partition.divide(pairs, config.n_splits, config.seed, config.fold_by, patchset.read_rows(source.root), source.survey.class_pixels)
         print(division.said)
+        survey.check_folds(division.folds, source.survey.class_pixels)
         single = [dc.replace(config, save_dir=str(folder / f"fold{i}")) for i in range(1, len(division.folds) + 1)]
         for i, (one, (held_in, held_out)) in enumerate(zip(single, division.folds), 1):
             print(f"fold {i} of {len(single)}: {len(held_in)} patches train, {len(held_out)} validate")
@@ -134,7 +141,7 @@ def go_on(run, loaders, saved, path, owner):
     if saved:
         runstate.check_patches(run.about, saved, path)
         runstate.restore(run, saved, path)
-        if run.finished and (run.epoch >= config.epochs or run.waited >= config.patience) and is_whole(config):
+        if run.finished and (run.epoch >= config.epochs or run.waited >= config.patience) and is_whole(config, run.epoch):
             print(f"{path}: the run is finished after {run.epoch} epochs; nothing to do")
             return False
         run.finished = False
@@ -165,7 +172,8 @@ def prepare(config, splits, source, stop, saved=None):
     if config.batch_size == 1:  # how small the deepest features get hangs on the patches
         models.check_model(dc.replace(config, patch_size=config.patch_size or source.largest))
     pixels = {split: sum(source.survey.class_pixels[image] for image, _ in part) for split, part in splits.items() if part}
-    survey.check_labels(pixels, source.names)
+    survey.check_labels(pixels, source.names, source.root)
+    survey.check_weights(config.custom_class_weights, pixels["train"])
     kind = saved["normalization"]["kind"] if saved else config.normalization if config.normalization != "auto" else encoders.usual_normalization(config)
     normalizer, statistics = fit_normalizer(splits["train"], source, kind, bar)
     bands, told = source.bands, {split: files.lines_of(splits[split], source.survey.class_pixels) for split in ("train", "validation")}

@@ -23,7 +23,7 @@ def choose_bands(names, wanted, where, flag="--bands"):
     """
     chosen = []
     for word in map(str, wanted):
-        if word.isdigit() and 1 <= int(word) <= len(names):
+        if word.isdecimal() and len(word) < 9 and 1 <= int(word) <= len(names):
             chosen.append(int(word))
         elif names.count(word) == 1:
             chosen.append(names.index(word) + 1)

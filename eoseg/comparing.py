@@ -13,6 +13,7 @@ from eoseg.config import TrainingConfig
 from eoseg.errors import SetupError, listing
 
 DEFAULTS = {f.name: f.default if f.default_factory is dc.MISSING else f.default_factory() for f in dc.fields(TrainingConfig)}
+FOREIGN = (KeyError, TypeError, AttributeError, ValueError, OverflowError)  # what reading another program's values may raise
 HOUSEKEEPING = {"save_dir", "resume", "overwrite"}  # differ from run to run and tell nothing
 PICTURE, TABLE = "comparison.png", "comparison.csv"
 
@@ -77,12 +78,14 @@ def read_run(path):
     model = path.name.removesuffix("_metrics.json").removesuffix("_kfold")
     try:
         validation = out_of_fold(metrics) if folds else metrics["validation"]
+        if not (validation["mean_iou"] is None or 0 <= number(validation["mean_iou"]) <= 1):
+            raise ValueError(f"mean_iou is {validation['mean_iou']!r:.60}")
         row = {"model": model, "validation_mean_iou": number(validation["mean_iou"]), **scores_of("validation", validation), **scores_of("test", metrics.get("test") or {})}
         row |= {name: shown(value) if isinstance(value, list) else value for name, value in metrics["config"].items() if name in DEFAULTS}
         if len(validation.get("per_class", ())) == 2:
             row["class_1"] = list(validation["per_class"])[1]
         return row | costs_of(path.parent, model, folds, metrics.get("history", {}))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except FOREIGN as error:
         raise SetupError(f"{path}: is not what training writes ({type(error).__name__}: {error}); restore it, or leave it out.") from None
 
 
@@ -119,14 +122,33 @@ def number(value):
 def costs_of(folder, model, folds, history):
     """What a run says of itself beside its scores; a k-fold run, as its first fold says it. Nothing known, nothing there."""
     places = [folder, *([folder / "fold1"] if folds else [])]
-    told = [files.read_json(path) for place in places for path in (place / f"{model}_run.json", place / "run.json") if path.exists()]
-    run = next((one for one in told if one.get("model", model) == model), {})
-    columns = {key: run.get(key) for key in ("epoch_seconds", "peak_memory_mb", "best_epoch")}
-    columns |= {key: run.get("network", {}).get(key) for key in ("parameters", "gflops")}
-    columns["validated_on"] = run.get("data", {}).get("fingerprint")
-    if columns["epoch_seconds"] is None and history.get("epoch_time"):
+    columns = {}
+    for path in [path for place in places for path in (place / f"{model}_run.json", place / "run.json") if path.exists()]:
+        columns = columns or card_of(path, model)
+    if columns.get("epoch_seconds") is None and history.get("epoch_time"):
         columns["epoch_seconds"] = statistics.median(history["epoch_time"])
     return {key: value for key, value in columns.items() if value is not None}
+
+
+def card_of(path, model):
+    """What a run.json says of the run of `model`: {} where it is another's.
+
+    Raises:
+        SetupError: it is damaged, or another program's.
+    """
+    run = files.read_json(path)
+    try:
+        if run.get("model", model) != model:
+            return {}
+        columns = {key: run.get(key) for key in ("epoch_seconds", "peak_memory_mb", "best_epoch")}
+        columns |= {key: run.get("network", {}).get(key) for key in ("parameters", "gflops")}
+        for key, value in columns.items():
+            if value is not None and (isinstance(value, str) or not math.isfinite(value)):
+                raise ValueError(f"{key} is {value!r:.60}")
+        validated = run.get("data", {}).get("fingerprint")
+        return columns | {"validated_on": None if validated is None else str(validated)}
+    except FOREIGN as error:
+        raise SetupError(f"{path}: is not what training writes ({type(error).__name__}: {error}); restore it, or remove it.") from None
 
 
 # ---------------------------------------------------------------- all runs

@@ -6,7 +6,7 @@ import re
 from typing import Optional
 
 from eoseg.errors import SetupError
-from eoseg.flags import at_least, auto_or, check_fields, option
+from eoseg.flags import at_least, auto_or, check_fields, flag_of, option
 from eoseg.memory import size
 from eoseg.tiles import BLENDS
 
@@ -15,6 +15,17 @@ NETWORKS = ("unet-dropout", "unet", "unet++", "manet", "linknet", "fpn", "pspnet
 OWN_ENCODER = ("unet-dropout", "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large")
 LOSSES = ("ce", "dice", "focal", "tversky", "dice_ce", "focal_dice", "combo", "focal_tversky", "lovasz", "jaccard")
 SMOOTHED = ("ce", "dice_ce", "combo")  # have a cross entropy, whose labels can be smoothed
+MOST = 2**32 - 1  # that any whole number may be: libraries and floating-point numbers hold it
+HEAVIEST = 1e6  # of weights in a loss: what is larger leaves float32 when it is summed up
+
+
+def check_names(names, where, remedy="each class needs its own."):
+    """Raises SetupError when names of classes cannot be told from one another, or cannot be shown."""
+    for name in names:
+        if not name.strip() or not name.isprintable():
+            raise SetupError(f"{where}: {name!r} is no name for a class, which needs a character to be seen, and none that controls a screen; {remedy}")
+    if len(set(names)) < len(names):
+        raise SetupError(f"{where}: a name is given twice; {remedy}")
 
 
 @dc.dataclass
@@ -86,14 +97,14 @@ class TrainingConfig:
     loss_type: str = option("dice_ce", "loss to minimise", choices=LOSSES, section="the loss")
     dice_weight: float = option(0.5, "share of Dice in dice_ce, focal_dice and combo, 0 to 1", type=at_least(0, float, 1))
     label_smoothing: float = option(0.0, "share of each label given to all classes alike, in the cross entropy of " + ", ".join(SMOOTHED), type=at_least(0, float, 1))
-    focal_gamma: float = option(2.0, "how far easy pixels are played down; 0 is plain cross entropy", type=at_least(0, float))
+    focal_gamma: float = option(2.0, "how far easy pixels are played down; 0 is plain cross entropy", type=at_least(0, float, 100))
     focal_alpha: float = option(0.25, "binary: weight of class 1; multiclass: factor of the focal term; 0 to 1", type=at_least(0, float, 1))
-    tversky_alpha: float = option(0.3, "cost of a false positive", type=at_least(0, float))
-    tversky_beta: float = option(0.7, "cost of a miss", type=at_least(0, float))
+    tversky_alpha: float = option(0.3, "cost of a false positive", type=at_least(0, float, HEAVIEST))
+    tversky_beta: float = option(0.7, "cost of a miss", type=at_least(0, float, HEAVIEST))
     focal_tversky_gamma: float = option(4 / 3, "how far nearly right classes are played down in focal_tversky, 1 to 3", type=at_least(1, float, 3))
     use_class_weights: bool = option(True, "weigh rare classes up", off="--no_class_weights")
     class_weight_method: str = option("inverse_sqrt", "how class counts become weights", choices=("inverse_freq", "inverse_sqrt", "effective_samples"))
-    custom_class_weights: Optional[list] = option(None, "one weight per class, in place of counted ones", type=at_least(0, float), nargs="+", none="counted")
+    custom_class_weights: Optional[list] = option(None, "one weight per class, in place of counted ones", type=at_least(0, float, HEAVIEST), nargs="+", none="counted")
 
     seed: int = option(42, "seed of weights, order and augmentation", type=at_least(0, most=2**32 - 1), section="the run and what it leaves")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 ...; auto is cuda when there is one")
@@ -146,10 +157,19 @@ class TrainingConfig:
         if self.model_name not in NETWORKS:
             near = difflib.get_close_matches(self.model_name, NETWORKS, n=3) or NETWORKS
             raise SetupError(f"--model {self.model_name}: no such network; did you mean {', '.join(near)}?")
+        for name in ("dataset_root", "save_dir"):
+            if not getattr(self, name).strip():
+                raise SetupError(f"--{name}: is empty; name a folder (. is the one you are in).")
         if self.resume and self.overwrite:
             raise SetupError("--resume and --overwrite: one goes on with a run, the other replaces it; give one of them.")
 
     def _check_numbers(self):
+        for field in dc.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value > MOST:
+                raise SetupError(f"{flag_of(field)}: a number of {len(str(value))} digits; give {MOST:,} or less.")
+        if self.warmup_epochs and self.warmup_lr > self.learning_rate:
+            raise SetupError(f"--warmup_lr {self.warmup_lr:g}: lies above --learning_rate {self.learning_rate:g}, to which the warm-up rises; give less.")
         if self.learning_rate == 0:
             raise SetupError(f"--learning_rate {self.learning_rate}: must be above 0; 5e-4 is usual.")
         if self.tversky_alpha == self.tversky_beta == 0:
@@ -160,10 +180,9 @@ class TrainingConfig:
             given = getattr(self, name)
             if given is not None and len(given) != self.class_count:
                 raise SetupError(f"--{name}: {len(given)} given for {self.class_count} classes; give one per class.")
-        if self.class_names and len(set(self.class_names)) < len(self.class_names):
-            raise SetupError("--class_names: a name is given twice; each class needs its own.")
-        if self.custom_class_weights and not any(self.custom_class_weights):
-            raise SetupError("--custom_class_weights: all are 0; at least one class must count.")
+        check_names(self.class_names or [], "--class_names")
+        if self.custom_class_weights and max(self.custom_class_weights) < 1 / HEAVIEST:
+            raise SetupError("--custom_class_weights: all are 0, or nearly; at least one class must count.")
 
     def _check_augmentation(self):
         given = [name for name in vars(self) if name.startswith("augment_") and getattr(self, name) is not None]

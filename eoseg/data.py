@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import re
 import signal
+import warnings
 import weakref
 from collections import Counter
 from typing import NamedTuple, Optional
@@ -13,11 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from eoseg import augment
 from eoseg.coding import IGNORE
-from eoseg.errors import SetupError
+from eoseg.errors import SetupError, describe
 from eoseg.parallel import ahead
 from eoseg.scaling import Scaling
 from eoseg.tiles import tile_size
 
+warnings.filterwarnings("ignore", message="This DataLoader will create")  # more processes than cores, where they were asked for
+DIED = re.compile("exited unexpectedly|killed by signal|shared memory|unable to write to file|Communication with the workers")  # torch's words when a worker is gone or cannot answer
 MOST_OFTEN = 10.0  # times that a patch of a rare class is shown as often as one of common classes
 
 
@@ -36,10 +40,12 @@ class Patches(Dataset):
     Args:
         fetch: from a pair to a packing.Patch. size: --patch_size, to which training cuts or pads; None keeps all of a patch.
         side: of a batch, to which patches are padded. seed: of the cuts; None in evaluation, which sees every patch whole.
+        survey: the survey.Survey of the patches; one that is no longer as it was then is refused.
     """
 
-    def __init__(self, pairs, fetch, size, side, seed=None):
+    def __init__(self, pairs, fetch, size, side, seed=None, survey=None):
         self.pairs, self.fetch, self.size, self.side, self.seed = pairs, fetch, size, side, seed
+        self.kind = survey and (np.dtype(survey.dtype), {*survey.sizes})
 
     def __len__(self):
         return len(self.pairs)
@@ -47,7 +53,7 @@ class Patches(Dataset):
     def __getitems__(self, keys):
         batch, holed = None, None
         for i, key in enumerate(keys):
-            pixels, holes, target = self.fetch(self.pairs[key[1]])
+            pixels, holes, target = self._fetched(self.pairs[key[1]])
             if batch is None:  # what is wider than float32 is no better there
                 small = pixels.dtype == np.float32 or pixels.dtype.kind in "iu" and pixels.dtype.itemsize <= 2
                 batch = np.empty((len(keys), len(pixels), self.side, self.side), pixels.dtype if small else np.float32)
@@ -60,6 +66,18 @@ class Patches(Dataset):
             if holes is not None:
                 put(holes, where, holed[i], "symmetric")
         return Raw(torch.from_numpy(batch), None if holed is None else torch.from_numpy(holed), torch.from_numpy(targets), keys)
+
+    def _fetched(self, pair):
+        """A packing.Patch; here, where it may be a process of its own, so that only one line need be sent."""
+        try:
+            found = self.fetch(pair)
+        except OSError as error:
+            raise SetupError(describe(error) or f"{pair[0]}: cannot be read ({error}); check the disk it lies on.") from None
+        except (ValueError, IndexError):
+            found = None
+        if found is None or self.kind and (found.pixels.dtype != self.kind[0] or found.target.shape not in self.kind[1]):
+            raise SetupError(f"{pair[0]}: it or its label is not what it was when the run began, in size, bands or type; extract them again, and change no patches while a run goes on.")
+        return found
 
     def _cut(self, shape, key):
         """Rows and columns of a patch that are shown: anywhere, where it is larger than --patch_size."""
@@ -74,7 +92,8 @@ def put(array, where, out, mode, **settings):
     """Copy array[..., where] (of its last two dimensions) into the larger `out`, the rest padded by numpy's `mode`."""
     part = array[..., where[0], where[1]]
     spare = [length - had for length, had in zip(out.shape[-2:], part.shape[-2:])]
-    out[...] = np.pad(part, [(0, 0)] * (part.ndim - 2) + [(0, length) for length in spare], mode, **settings) if any(spare) else part
+    with np.errstate(over="ignore"):  # a float64 tag for no data may lie beyond float32
+        out[...] = np.pad(part, [(0, 0)] * (part.ndim - 2) + [(0, length) for length in spare], mode, **settings) if any(spare) else part
 
 
 class Order:
@@ -200,10 +219,13 @@ def own_words(loader):
         yield from loader
     except SetupError as error:
         raise type(error)(str(error).rstrip().rpartition(f"{type(error).__name__}: ")[2]) from None
+    except MemoryError as error:
+        raise MemoryError(str(error).rstrip().rpartition("\n")[2]) from None
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not DIED.search(str(error)):
             raise
-        raise SetupError(f"--workers {loader.num_workers}: a loader process died ({' '.join(str(error).split())[:100]}); memory may be short, give fewer.") from None
+        words = str(error).rstrip().rpartition("RuntimeError: ")[2]  # the last of another process's traceback
+        raise SetupError(f"--workers {loader.num_workers}: a loader process died ({' '.join(words.split())[:100]}); memory or /dev/shm may be short, give fewer, or 0.") from None
 
 
 def dismiss(loader):
@@ -261,13 +283,13 @@ def make_loaders(config, splits, source, normalizer, device):
     """Loaders of train (shuffled, augmented), validation and test (None when empty); and a line on what is shown more often, or None."""
     side = lambda size: tile_size(config.model_name, size)
     whole = side(source.largest)
-    make = lambda pairs: Loader(Patches(pairs, source.fetch, None, whole), config.batch_size, normalizer, device, worker_count(config, pairs, source.quick))
+    make = lambda pairs: Loader(Patches(pairs, source.fetch, None, whole, survey=source.survey), config.batch_size, normalizer, device, worker_count(config, pairs, source.quick))
     weights, said = None, None
     if (config.augment_hue or config.augment_saturation) and source.rgb is None:
         print("note: --augment_hue, --augment_saturation: no red, green and blue among the bands; they do nothing")
     if config.oversample:
         weights, factor = rarity([source.survey.class_pixels[image] for image, _ in splits["train"]])
         said = "shown     " + ", ".join(f"{name} x {times:.2g}" for name, times in zip(source.names, factor)) + " (--oversample)"
-    train = Loader(Patches(splits["train"], source.fetch, config.patch_size, side(config.patch_size or source.largest), config.seed),
-                   config.batch_size, normalizer, device, worker_count(config, splits["train"], source.quick), strengths_of(config), source.rgb, weights)
+    train = Loader(Patches(splits["train"], source.fetch, config.patch_size, side(config.patch_size or source.largest), config.seed, source.survey), config.batch_size,
+                   normalizer, device, worker_count(config, splits["train"], source.quick), strengths_of(config), source.rgb, weights)
     return (train, make(splits["validation"]), make(splits["test"]) if splits["test"] else None), said

@@ -20,7 +20,7 @@ def choose_device(wanted):
         device = torch.device(wanted)
     except RuntimeError:
         device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps"):
+    if device is None or device.type not in ("cpu", "cuda", "mps") or device.type != "cuda" and device.index:
         raise SetupError(f"--device {wanted}: no such kind of device; write auto, cpu, cuda, cuda:1 or mps.")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise SetupError(f"--device {wanted}: this machine offers {torch.cuda.device_count()} CUDA devices to torch; use --device auto or cpu.")

@@ -1,8 +1,10 @@
 """Where a network's weights begin: ImageNet's, a file's, or those of an earlier model."""
 
+import functools
 import os
 import re
 import socket
+import warnings
 from pathlib import Path
 
 from torch import nn
@@ -25,8 +27,8 @@ def load_encoder(net, config, in_channels):
     source = config.weights_from
     if source is None:
         return None
-    title = encoder_title(config)
-    state = imagenet_state(config) if source.lower() == "imagenet" else file_state(source)
+    title = title_of(config.model_name, config.encoder_name)
+    state = {name: value for name, value in state_of(config).items() if isinstance(name, str)}
     own = encoder_of(net).state_dict()
     fitted, left = fit_names(state, own)
     missing = sorted(name for name in own.keys() - fitted.keys() if not name.endswith("num_batches_tracked"))  # older files lack those
@@ -34,9 +36,9 @@ def load_encoder(net, config, in_channels):
     strange = [f"{name} missing" for name in missing] or [f"{name} left over" for name in left if part_of(name) in parts]
     if strange:
         raise SetupError(f"--encoder_weights {source}: does not fit {title} ({listing(strange, 3)}); name a file of the same encoder.")
-    broken = [name for name, value in fitted.items() if not checkpoint.finite(value)]
+    broken = [name for name, value in fitted.items() if own[name].is_floating_point() and not (value.is_floating_point() and checkpoint.finite(value))]
     if broken:
-        raise SetupError(f"--encoder_weights {source}: {listing(broken, 3)}: weights are not finite; get the file again.")
+        raise SetupError(f"--encoder_weights {source}: {listing(broken, 3)}: weights are not finite, or no real numbers; get the file again.")
     for name, value in fitted.items():
         if value.shape != own[name].shape:
             fitted[name] = fit_bands(value, own[name].shape, source, name)
@@ -44,9 +46,23 @@ def load_encoder(net, config, in_channels):
     return f"encoder   {title} from {source}" + (f" ({len(state) - len(fitted)} weights beyond it left out)" if len(state) > len(fitted) else "")
 
 
-def encoder_title(config):
+def check_weights(config):
+    """Raises SetupError when the weights that a run begins with are not to be had: said before any patch is looked at."""
+    if config.init_weights and not Path(config.init_weights).is_file():
+        raise SetupError(f"--init_weights {config.init_weights}: no such checkpoint; name one of an earlier run.")
+    if config.weights_from and config.batch_size > 1:  # of 1, the size of the patches decides first whether the network can be trained
+        state_of(config)
+
+
+def state_of(config):
+    """The weights that `config.weights_from` means, by name."""
+    source = config.weights_from
+    return imagenet_state(config.model_name, config.encoder_name) if source.lower() == "imagenet" else file_state(source)
+
+
+def title_of(model_name, encoder_name):
     """What the encoder is called: the networks without a choice have one of their own."""
-    return config.encoder_name if config.model_name in SMP else f"{config.model_name}'s encoder"
+    return encoder_name if model_name in SMP else f"{model_name}'s encoder"
 
 
 def fit_names(state, own):
@@ -82,7 +98,9 @@ def fit_bands(weight, shape, source, name):
 def file_state(path):
     """Weights from a local file: .safetensors, a state dict, or a checkpoint that holds one."""
     path = Path(path)
-    if path.suffix == ".safetensors" and path.exists():
+    if not path.is_file():
+        raise SetupError(f"--encoder_weights {path}: no such file; write imagenet, none, or the path of a file.")
+    if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -93,24 +111,27 @@ def file_state(path):
     return checkpoint.load_state(path)
 
 
-def imagenet_state(config):
-    """The encoder's published ImageNet weights, from the local cache or the network."""
-    if config.model_name == "unet-dropout":
+@functools.lru_cache(maxsize=1)
+def imagenet_state(model_name, encoder_name):
+    """The published ImageNet weights of a network's encoder, from the local cache or the network."""
+    if model_name == "unet-dropout":
         raise SetupError("--encoder_weights imagenet: unet-dropout has no published weights; leave the flag out, or choose another --model.")
     offline_if_unreachable()
     try:
-        if config.model_name not in SMP:
+        if model_name not in SMP:
             from torchvision.models import get_model_weights
 
-            backbone = config.model_name.removeprefix("deeplabv3_")
+            backbone = model_name.removeprefix("deeplabv3_")
             return get_model_weights(backbone).IMAGENET1K_V1.get_state_dict(progress=False)
         import segmentation_models_pytorch as smp
 
-        return smp.encoders.get_encoder(resolve_encoder(config.encoder_name), in_channels=3, weights="imagenet").state_dict()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return smp.encoders.get_encoder(resolve_encoder(encoder_name), in_channels=3, weights="imagenet").state_dict()
     except SetupError:
         raise
     except Exception as error:  # hub, urllib and smp each have their own
-        raise SetupError(f"--pretrained: the ImageNet weights of {encoder_title(config)} cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:120]}); "
+        raise SetupError(f"--pretrained: the ImageNet weights of {title_of(model_name, encoder_name)} cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:120]}); "
                          "start from scratch with --no_pretrained, or name a local file with --encoder_weights FILE.") from None
 
 

@@ -68,6 +68,8 @@ def report(run, best, calibration, scores, class_pixels, train_pairs):
     total = sum(class_pixels[image] for image, _ in train_pairs)
     text = advice.paragraph(config, run.history, epoch, validation, test, dict(zip(run.names, (total / max(total.sum(), 1)).tolist())))
     files.write_text(path_of(config, "summary.txt"), textwrap.fill(text, 110) + "\n")
+    if config.save_csv:
+        files.write_csv(path_of(config, "training_log.csv"), list(run.history))  # a resumed run may have lost it
     history = {key: [row.get(key) for row in run.history] for key in run.history[-1]}
     metrics = {"test": test, "validation": validation, "calibration": calibration, "summary": text, "config": best["config"], "history": history,
                "test_metrics": test, "training_history": history}

@@ -8,10 +8,12 @@ import torch
 
 from eoseg import checkpoint, files, network, patchscores, patchset, scoreplots
 from eoseg import source as sources
+from eoseg import survey as looking
 from eoseg.areas import Ground, area_table
 from eoseg.bands import speaks
 from eoseg.calibrating import calibrate
 from eoseg.config import PredictionConfig, TrainingConfig
+from eoseg.data import worker_count
 from eoseg.device import autocast
 from eoseg.errors import SetupError, listing
 from eoseg.flags import flag_of
@@ -117,13 +119,15 @@ def open_split(trained, split, config, flag="--split"):
     config.class_names = trained.class_names
     root = patchset.find_root(config.dataset_root, config.patch_subdir, split, flag)
     metadata = patchset.load_metadata(root, required=False)
+    looking.check_metadata(metadata, root / "patch_metadata.json")
     if not config.label_map:
         check_classes(metadata.get("class_names") or [], trained.class_names, root)
     wanted, there = trained.input["names"] if trained.input else [], (metadata.get("bands") or {}).get("names") or []
     if wanted and all(speaks(name) and there.count(name) == 1 for name in wanted):
         config.bands = wanted
     splits, problems = patchset.match_splits(root, [split])
-    if not splits[split] and not problems:
+    if not splits[split]:
+        looking.refuse(problems, config)
         raise SetupError(f"{flag}: {root / split} holds no patches; put some there, or name another --dataset_root.")
     source = sources.open_source(config, root, splits[split], problems, bar)
     mine = source.bands.names
@@ -201,7 +205,7 @@ def judged(trained, split, pairs, source, config, folder, between):
     known = len(learned(trained, pairs, source))
     if known:
         print(f"warning: --split {split}: {known} of its {len(pairs)} patches were trained on; the scores are too good to be believed")
-    tally = assess(trained, pairs, source, config.batch_size, config.workers or 0, between, ground)
+    tally = assess(trained, pairs, source, config.batch_size, worker_count(config, pairs, packed=True), between, ground)
     scores = tally.scores(names, intervals=True) | {"areas": ground.table(tally.confusion.matrix)}
     bad = patchscores.worst(tally.margins.cpu(), WORST)
     panel = Panel([pairs[i] for i in bad], range(len(bad)), source)

@@ -188,7 +188,7 @@ def require_both(rows, options):
 
 def natural(text):
     """Sort patch_9 before patch_10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]
 
 
 def describe(rows, sources, run):

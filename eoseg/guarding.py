@@ -64,5 +64,7 @@ def check_finite(run, step, loader):
 
 
 def diverged(run, what):
+    """The SetupError of a run that has come to numbers that are none."""
+    raw = "or have the bands scaled: --normalization none leaves them as they are" if run.about["normalization"]["kind"] == "none" else "a tenth, say"
     return SetupError(f"--learning_rate {run.config.learning_rate:g}: {what} is not finite in epoch {run.epoch + 1}; the run has diverged, "
-                      "lower the rate (a tenth, say)." + (" The checkpoints of the epochs before are whole." if run.epoch else ""))
+                      f"lower the rate ({raw})." + (" The checkpoints of the epochs before are whole." if run.epoch else ""))

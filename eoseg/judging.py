@@ -99,4 +99,4 @@ def together(network, pixels, holes, source, most):
 
 def patches_of(network, pairs, source, batch_size, workers):
     """A data.Loader of whole patches, as large as all members of `network` want them."""
-    return data.Loader(data.Patches(pairs, source.fetch, None, network_size(network, source.largest)), batch_size, network.normalizer, network.device, workers)
+    return data.Loader(data.Patches(pairs, source.fetch, None, network_size(network, source.largest), survey=source.survey), batch_size, network.normalizer, network.device, workers)

@@ -5,6 +5,7 @@ import dataclasses as dc
 import numpy as np
 
 CUT = 12  # bits of a float32 that histogram keys of wide types lack: sign, exponent, 11 bits of mantissa are left
+LEAST = float(np.finfo(np.float32).tiny)  # of a band's range, and of its scale: what is smaller leaves float32
 WAITING = 2**17  # histogram entries a band collects before they are added up
 
 
@@ -188,7 +189,7 @@ class Normalizer:
             low, high = np.where(flat, column("min"), column("p1")), np.where(flat, column("max"), column("p99"))
         elif kind == "zscore":
             low, high = column("mean"), column("mean") + column("std")
-        scale = 1 / np.where(high > low, high - low, 1)
+        scale = np.maximum(1 / np.where(high - low > LEAST, high - low, 1), LEAST)
         clip = (0.0, 1.0) if kind == "percentile" else (-np.inf, np.inf)
         return cls(kind, tuple(low.tolist()), tuple(scale.tolist()), tuple(column("p50").tolist()), *clip)
 

@@ -19,7 +19,7 @@ from eoseg.errors import DataError, SetupError
 from eoseg.parallel import in_order
 from eoseg.patchset import name_within
 
-VERSION = 2
+VERSION = 3  # of packs, and of what counts as data in them
 END = struct.Struct("<QI8s")  # of a pack: length and checksum of the index before it, and a word to know it by
 WORD = b"EOPATCH1"
 
@@ -42,6 +42,8 @@ class Reading:
         image, label = pair
         pixels, missing, valid = raster.read_patch(image, self.bands.of_patch, self.bands.require_all_bands)
         codes, tag = raster.read_label(label)
+        if codes.shape != valid.shape:
+            raise DataError(f"{image}: is {valid.shape[0]} x {valid.shape[1]} pixels, its label {codes.shape[0]} x {codes.shape[1]}; extract them again.")
         holes = missing | ~valid
         return Patch(pixels, holes if holes.any() else None, np.where(valid, self.coding.decode(codes, tag, label), IGNORE).astype(np.uint8))
 

@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+import warnings
 
 import matplotlib
 import numpy as np
@@ -54,7 +55,9 @@ def colours(names, taken=()):
 def save(figure, path):
     """Write a figure as a PNG, whole or not at all."""
     memory = io.BytesIO()
-    figure.savefig(memory, format="png", dpi=120, bbox_inches="tight")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a name may be in any script; what the font lacks is drawn as a box
+        figure.savefig(memory, format="png", dpi=120, bbox_inches="tight")
     files.write_bytes(path, memory.getvalue())
     return path
 
@@ -73,7 +76,7 @@ def stretched(pixels, valid, span=None):
     Args:
         span: what `spread` returned for a whole series; the picture's own when None.
     """
-    chosen = (pixels[:3] if len(pixels) >= 3 else pixels[:1]).astype(float)
+    chosen = np.where(valid, pixels[:3] if len(pixels) >= 3 else pixels[:1], 0).astype(float)  # the value of no data may be anything
     low, high = np.array(span or spread(chosen, valid)).T[:, :, None, None]
     picture = np.nan_to_num(np.clip((chosen - low) / np.maximum(high - low, 1e-12), 0, 1))  # one band of three may be NaN
     picture = np.broadcast_to(picture, (3, *valid.shape)).transpose(1, 2, 0).copy()

@@ -1,11 +1,13 @@
 """Where the time of an epoch goes: --profile."""
 
+import os
 import time
 
 import torch
 
 from eoseg import files
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # what traces for torch would print on stderr
 WARM = 2  # steps before the trace begins
 ROWS = 12  # of the table of operators
 

@@ -1,7 +1,9 @@
 """The state of a run, and what of it is kept so that it can go on where it was cut off: twice, as one may be damaged."""
 
+import csv
 import dataclasses as dc
 import time
+from pathlib import Path
 from typing import Any, ClassVar, Optional
 
 import torch
@@ -23,6 +25,8 @@ from eoseg.stopping import Stopping
 FREE = {"epochs", "patience", "save_dir", "dataset_root", "patch_subdir", "device", "workers", "cache", "init_weights", "encoder_weights", "resume", "overwrite", "log_per_class", "save_csv",
         "compile", "profile"}  # options that a resumed run may be given anew
 OF_PATCHES = ("input", "class_names", "label_map", "patches", "normalization")  # what must be the same of them
+OF_ADAM, OF_SGD = {"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"}  # what an optimiser keeps for a weight
+OF_A_RUN = {"validation", "test", "config", "history"}  # metrics.json of a finished one has these
 
 
 @dc.dataclass
@@ -80,6 +84,14 @@ def begin(config):
     return saved, path
 
 
+def check_kind(config):
+    """Raises SetupError when a run is to be resumed as folds, or folds as a run."""
+    folder = Path(config.save_dir)
+    there = "kfold" if any(folder.glob(f"fold[0-9]*/{config.model_name}_last.pth")) else "split" if path_of(config, "last.pth").exists() else config.val_strategy
+    if config.resume and there != config.val_strategy:
+        refuse([f"val_strategy ({there} -> {config.val_strategy})"], folder)
+
+
 def newest(config):
     """The newest state of the run in --save_dir that can be read, and its path; (None, None) when it has none, which is said.
 
@@ -91,7 +103,7 @@ def newest(config):
         try:
             if path.exists():
                 saved = checkpoint.load(path)
-                if not saved.get("run", {}).keys() >= {*Run.LASTING, "seen"}:
+                if not is_state(saved):
                     raise SetupError(f"{path}: holds no state that this version can go on from; an earlier one may have written it.")
                 if path == previous:
                     print(f"note: --resume: {last} is {'damaged' if last.exists() else 'not there'}; going on from {previous}, one save older")
@@ -107,6 +119,12 @@ def newest(config):
         raise SetupError(f"--resume: {last} is not there, but a finished run is; give --overwrite to train it anew, or another --save_dir.")
     print(f"note: --resume: {last} is not there; the run starts from the beginning")
     return None, None
+
+
+def is_state(saved):
+    """Does a checkpoint hold what a run goes on from?"""
+    run, config, kind = (part if isinstance(part, dict) else {} for part in map(saved.get, ("run", "config", "normalization")))
+    return run.keys() >= {*Run.LASTING, "seen", "total", "live", "optimizer", "scaler", "schedule"} and saved.keys() >= {*OF_PATCHES} and "in_channels" in config and "kind" in kind
 
 
 def check_options(config, saved, path):
@@ -172,12 +190,73 @@ def remember(run, scores, val_loss):
     save(run, kept)
 
 
-def is_whole(config):
-    """Are the files there that a finished run ends with?"""
+def is_whole(config, epochs):
+    """Are the files there that a run of so many epochs ends with?"""
     try:
-        return bool(files.read_json(path_of(config, "metrics.json"))) and bool(checkpoint.load(path_of(config, "final.pth"))) and path_of(config, "validation_patches.csv").exists()
-    except (SetupError, OSError):
+        return (files.read_json(path_of(config, "metrics.json")).keys() >= OF_A_RUN and bool(checkpoint.load(path_of(config, "final.pth")))
+                and rows_in(path_of(config, "validation_patches.csv")) > 0 and (not config.save_csv or rows_in(path_of(config, "training_log.csv")) == epochs))
+    except (SetupError, OSError, AttributeError):
         return False
+
+
+def rows_in(path):
+    """How many rows a CSV file has below its head; none where it cannot be read."""
+    try:
+        with open(path, newline="", encoding="utf-8") as f:
+            return sum(1 for _ in csv.reader(f)) - 1
+    except (OSError, ValueError, csv.Error):
+        return 0
+
+
+def check_state(run, state, path):
+    """Before a state is taken: torch believes what it is given, and reads beyond the end of arrays that are too small.
+
+    Raises:
+        SetupError: it is not of this run.
+    """
+    try:
+        lacking = [what for what, good in (("counters", counters_fit(run, state)), ("log", log_fits(state)), ("optimizer", optimizer_fits(run.optimizer, state["optimizer"])),
+                                           ("schedule", numbers_fit(run.schedule, state["schedule"])), ("scaler", not state["scaler"] or numbers_fit(run.scaler, state["scaler"]))) if not good]
+    except (KeyError, TypeError, AttributeError, IndexError):
+        lacking = ["state"]
+    if lacking:
+        raise SetupError(f"{path}: its {listing(lacking)} cannot be of this run; train in another --save_dir, or start anew with --overwrite.")
+
+
+def counters_fit(run, state):
+    """Are the numbers of a state of their type, and within their bounds?"""
+    kinds = {field.name: (int, float) if field.type is float else field.type for field in dc.fields(Run)}
+    steps = run.schedule.steps // run.config.epochs
+    return (all(isinstance(state[name], kinds[name]) for name in Run.LASTING) and not any(state[name] != state[name] for name in ("best_iou", "best_loss", "best_score"))
+            and min(state["epoch"], state["stalled"], state["waited"]) >= 0 and 0 <= state["step"] <= steps and min(state["part"], state["judged_part"]) >= 1
+            and state["total"].shape == run.total.shape and state["seen"].shape == run.seen.counts.shape)
+
+
+def log_fits(state):
+    """Has the log a row for every epoch?"""
+    rows = state["history"]
+    return len(rows) == state["epoch"] and all(row["epoch"] == number and finite(row["epoch_time"]) for number, row in enumerate(rows, 1))
+
+
+def numbers_fit(part, state):
+    """Has the state of a part of the run, its schedule say, a number for each that the part itself has?"""
+    return all(finite(state[name]) for name in part.state_dict())
+
+
+def finite(value):
+    return isinstance(value, (int, float)) and value - value == 0 or value == float("-inf")  # the best score of none
+
+
+def optimizer_fits(optimizer, state):
+    """Is the state of an optimiser of the same weights and settings, and finite?"""
+    groups, wanted = optimizer.param_groups, OF_SGD if isinstance(optimizer, torch.optim.SGD) else OF_ADAM
+    alike = len(groups) == len(state["param_groups"]) and all(
+        len(own["params"]) == len(other["params"]) and finite(other["lr"]) and all(checkpoint.plain(own[key]) == other[key] for key in own.keys() & other.keys() - {"params", "lr"})
+        for own, other in zip(groups, state["param_groups"]))
+    weights = dict(enumerate(weight for group in groups for weight in group["params"]))
+    return alike and all(
+        kept.keys() >= wanted and all(value.numel() == 1 and name == "step" or value.shape == weights[number].shape for name, value in kept.items())
+        and all(map(checkpoint.finite, kept.values())) for number, kept in state["state"].items())
 
 
 def restore(run, saved, path):
@@ -189,6 +268,7 @@ def restore(run, saved, path):
         lost = True
     if lost:
         raise SetupError(f"{best}: the best network of the run is missing or damaged; start anew with --overwrite.")
+    check_state(run, state, path)
     if run.average:
         checkpoint.load_weights(run.average.net, saved["model_state_dict"], path)
     checkpoint.load_weights(run.net, state["live"] or saved["model_state_dict"], path)
@@ -201,5 +281,5 @@ def restore(run, saved, path):
     for name in run.LASTING:
         setattr(run, name, state[name])
     if path != path_of(run.config, "last.pth"):
-        files.remove(path_of(run.config, "last.pth"))  # damaged; it must not take the place of the one that is not
+        path_of(run.config, "last.pth").unlink(missing_ok=True)  # damaged; it must not take the place of the one that is not
     saved.clear()  # whoever still holds it holds no weights

@@ -15,7 +15,7 @@ from eoseg.errors import SetupError, listing
 from eoseg.normalize import BandStatistics, Normalizer
 
 SPLITS = ("train", "validation", "test")
-VERSION = 1  # of remembered statistics
+VERSION = 2  # of remembered statistics
 
 
 class Source(NamedTuple):

@@ -14,11 +14,12 @@ from eoseg import raster
 from eoseg.bands import band_names
 from eoseg.bands import choose_bands as numbers_of
 from eoseg.coding import IGNORE, Coding, names_of, parse_map
+from eoseg.config import check_names
 from eoseg.errors import DataError, SetupError, describe, listing
 from eoseg.parallel import in_order
 from eoseg.patchset import Memory
 
-FORMAT = 1  # of the remembered facts; to be raised when `look` judges otherwise
+FORMAT = 2  # of the remembered facts; to be raised when `look` judges otherwise
 SHOWN = 50  # problems that are listed one by one
 THREADS = min(8, 2 * raster.THREADS)  # more than cores: some wait for the disk
 SCALE, TIES, MATRIX, KEYS = 33550, 33922, 34264, 34735  # GeoTIFF tags
@@ -258,6 +259,7 @@ def choose_bands(images, config, metadata):
     Raises:
         SetupError: --bands or --in_channels do not fit the patches.
     """
+    check_metadata(metadata, Path(images[0]).parents[2] / "patch_metadata.json")
     about, settings = metadata.get("bands") or {}, metadata.get("settings") or {}
     first, count = typical(images, config)
     names, every = about.get("names"), list(range(1, count + 1))
@@ -268,9 +270,28 @@ def choose_bands(images, config, metadata):
     numbers = numbers_of(names, config.bands, first) if config.bands else every
     if config.in_channels not in (None, len(numbers)):
         raise SetupError(f"--in_channels {config.in_channels}: the patches give {len(numbers)} bands; leave it out, or choose with --bands.")
-    source = about.get("source_bands", every)
-    return Bands([n - 1 for n in numbers], [names[n - 1] for n in numbers], [source[n - 1] for n in numbers], about.get("source_count", count),
+    source = about.get("source_bands") or every
+    return Bands([n - 1 for n in numbers], [names[n - 1] for n in numbers], [source[n - 1] for n in numbers], about.get("source_count") or max(count, *source),
                  bool(settings.get("require_all_bands")), settings.get("input_nodata"))
+
+
+def check_metadata(metadata, path):
+    """Raises SetupError when what a file says of the patches is not what an extraction writes: checkpoints would carry it on."""
+    about, settings = metadata.get("bands") or {}, metadata.get("settings") or {}
+    names, bands, count, nodata, mapping = about.get("names"), about.get("source_bands"), about.get("source_count"), settings.get("input_nodata"), metadata.get("label_map")
+    whole = lambda value: isinstance(value, int) and not isinstance(value, bool)
+    listed = lambda value, fits: isinstance(value, list) and all(map(fits, value))
+    named, numbered = not names or listed(names, lambda name: isinstance(name, str)), bands is None or bands and listed(bands, lambda band: whole(band) and band > 0)
+    told = {"bands: names": named,
+            "bands: source_bands": numbered and (not names or not named or bands is None or len(bands) == len(names)),
+            "bands: source_count": count is None or whole(count) and count >= (max(bands) if bands and numbered else 1),
+            "settings: input_nodata": nodata is None or isinstance(nodata, (int, float)) and abs(nodata) < np.inf,
+            "settings: require_all_bands": settings.get("require_all_bands") in (None, True, False),
+            "class_names": not metadata.get("class_names") or listed(metadata["class_names"], lambda name: isinstance(name, str)),
+            "label_map": not mapping or isinstance(mapping, dict) and listed(list(mapping.values()), lambda number: whole(number) and 0 <= number <= IGNORE)}
+    wrong = [what for what, good in told.items() if not good]
+    if wrong:
+        raise SetupError(f"{path}: {listing(wrong)}: not what Patch_extraction_v2.py writes there; restore the file, or remove it.")
 
 
 def typical(images, config, most=5):
@@ -296,17 +317,36 @@ def class_names(config, metadata):
     known = config.class_names or names_of(parse_map(config.label_map)) or (not config.label_map and metadata.get("class_names"))
     if not known:
         return [f"class_{i}" for i in range(config.class_count)]
+    check_names(known, "--label_map" if config.label_map else "patch_metadata.json", "give --class_names.")
     if len(known) != config.class_count:
         remedy = "choose --mode multiclass, or map them to 0 and 1 with --label_map" if config.mode == "binary" else f"give --classes {len(known)}, or --class_names"
         raise SetupError(f"--classes {config.class_count}: the patches name {len(known)} ({listing(known, 8)}); {remedy}.")
     return list(known)
 
 
-def check_labels(pixels, names):
+def check_labels(pixels, names, root=""):
     """Raises SetupError when training or validation has no labelled pixel; a class that lacks in training is said."""
     for split in ("train", "validation"):
         if not pixels[split].sum():
-            raise SetupError(f"{split}: not one pixel of its patches is labelled; check --label_map and the label files.")
+            raise SetupError(f"{Path(root) / split}: not one pixel of its patches is labelled; check --label_map and the label files.")
     absent = [name for name, count in zip(names, pixels["train"]) if not count]
     if absent:
         print(f"note: no training pixel of {listing(absent)}; the network cannot learn it")
+
+
+def check_folds(folds, class_pixels):
+    """Raises SetupError, before the first fold begins, when one of them has no labelled pixel to learn from or to be judged by."""
+    for number, fold in enumerate(folds, 1):
+        for pairs, what in zip(fold, ("train", "validate")):
+            if not any(class_pixels[image].any() for image, _ in pairs):
+                raise SetupError(f"--n_splits {len(folds)}: not one pixel of the patches that {what} in fold {number} is labelled; give fewer folds, or check --label_map and the label files.")
+
+
+def check_weights(weights, pixels):
+    """Raises SetupError when no class that occurs in training has a weight, so that nothing would be learned.
+
+    Args:
+        weights: of the classes, as given; None: they are counted. pixels: (C,) labelled pixels in training.
+    """
+    if weights and not np.dot(np.array(weights) > 0, pixels):
+        raise SetupError(f"--custom_class_weights {' '.join(f'{weight:g}' for weight in weights)}: every class that occurs in training has the weight 0; give one of them more.")
