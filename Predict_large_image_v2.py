@@ -8,8 +8,10 @@ Bands, normalisation and classes come from the checkpoint. The map is a Cloud-Op
 colours and class names; --save_confidence adds a map of how sure the network is.
 """
 
+import argparse
 import dataclasses as dc
 import os
+import re
 from pathlib import Path
 
 from eoseg import config, errors, flags, scenes
@@ -45,14 +47,21 @@ def main(argv=None):
 
 def parse(argv):
     parser = flags.Parser(description=__doc__)
-    parser.add_argument("--model", required=True, nargs="+", action="extend", metavar="CKPT",
+    parser.add_argument("--model", required=True, type=filled, nargs="+", action="extend", metavar="CKPT",
                         help="checkpoint, or a folder that holds one *_final.pth or fold1/ ...; several are averaged")
-    parser.add_argument("--input", required=True, nargs="+", metavar="SCENE",
+    parser.add_argument("--input", required=True, type=filled, nargs="+", metavar="SCENE",
                         help="scene, any raster GDAL reads; or several, folders, patterns, text files with a scene per line: --output is a folder then")
-    parser.add_argument("--output", required=True, help="the map, a .tif; or a folder, for FOLDER/<input name>.tif")
+    parser.add_argument("--output", required=True, type=filled, help="the map, a .tif; or a folder, for FOLDER/<input name>.tif")
     flags.add_options(parser, config.PredictionConfig)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
+
+
+def filled(text):
+    """A flag's type: text. Without any, as of an unset variable of the shell, it would mean the folder one is in."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty, name a path")
+    return text
 
 
 def dry_run(network, maps, options, predict):
@@ -72,6 +81,7 @@ def dry_run(network, maps, options, predict):
 
 def output_path(output, scene):
     """The map's path; a folder gets a file of the scene's name."""
+    refuse_virtual(output)
     path = Path(output)
     if path.is_dir() or output.endswith(("/", os.sep)):
         path = path / f"{Path(scene).stem}.tif"
@@ -82,9 +92,16 @@ def output_path(output, scene):
 
 def folder_for(output):
     """The folder that the maps of several scenes go to."""
+    refuse_virtual(output)
     if Path(output).is_file() or Path(output).suffix.lower() in (".tif", ".tiff"):
         raise errors.SetupError(f"--output {output}: several scenes need a folder; name one, it is made.")
     return output
+
+
+def refuse_virtual(output):
+    """Raises SetupError for what only GDAL could write to."""
+    if re.match(r"/vsi|[a-zA-Z][a-zA-Z0-9+]+://", output):
+        raise errors.SetupError(f"--output {output}: maps are written to disks; name a path there, and copy the map when it is done.")
 
 
 def print_map(output, options, summary):

@@ -6,19 +6,26 @@ scene the network takes), and, in <model>_last.pth, the state of the run.
 """
 
 import pickle
+import re
+import warnings
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from eoseg import files
+from eoseg import claims, files
 from eoseg.errors import SetupError, listing
 
 FORMAT = 3
 FOLDER = 0x10  # attribute of a zip record; torch would leave the weights of such a one as memory happened to be
+ZIP = b"PK\3\4"  # how files begin that torch writes
 LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # how files begin that torch wrote before 1.6: a bare pickle, no zip
 KEYS = {"model_state_dict", "config", "performance_metrics", "normalization", "class_names", "input"}  # every checkpoint of ours has these
+PARTS, DEEPEST = 10**6, 100  # values in a checkpoint, and dicts and lists around one: more is no checkpoint, and would hold us up
+RECORDS = 10**5  # of the zip
+FLOATS, WHOLES = (torch.float32, torch.float64, torch.float16, torch.bfloat16), (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)  # of weights
+WRAPPED = re.compile(r"^((module|_orig_mod)\.)+")  # what DataParallel and torch.compile put before a weight's name
 OLD_NAMES = {"model": "model_name", "encoder": "encoder_name", "classes": "num_classes", "n_classes": "num_classes", "n_channels": "in_channels"}
 
 
@@ -51,15 +58,39 @@ def load(path, device="cpu"):
         SetupError: as `open_file`; or it is no segmentation network, or of a newer format.
     """
     saved = open_file(path, device)
-    ours = isinstance(saved.get("format"), int)
-    if ours and saved["format"] > FORMAT:
-        raise SetupError(f"{path}: was written by a newer version (format {saved['format']}, this one reads {FORMAT}); update the program.")
-    lacking = sorted(KEYS - saved.keys()) if ours else []
+    ours = "format" in saved
+    if ours:
+        check_format(saved, path)
+    saved = plain(saved) if ours else converted(saved, path)
+    saved["model_state_dict"] = unwrapped(saved["model_state_dict"], path)
+    claims.check(saved, path)
+    return saved
+
+
+def check_format(saved, path):
+    """Is it a whole checkpoint of a format that this version knows?"""
+    number = saved["format"]
+    if not claims.whole(number, 1, 10**6):
+        raise SetupError(f"{path}: is of no known format ({claims.shown(number)}); get it again from where it was trained.")
+    if number > FORMAT:
+        raise SetupError(f"{path}: was written by a newer version (format {number}, this one reads {FORMAT}); update the program.")
+    lacking = sorted(KEYS - saved.keys())
     if lacking:
         raise SetupError(f"{path}: lacks {listing(lacking)}, and is no whole checkpoint; get it again from where it was trained.")
-    saved = plain(saved) if ours else converted(saved, path)
-    saved["model_state_dict"] = {name.removeprefix("module."): value for name, value in saved["model_state_dict"].items()}  # DataParallel's
-    return saved
+
+
+def unwrapped(state, path):
+    """Weights under the names that their network gave them.
+
+    Raises:
+        SetupError: it is no dict of tensors, or holds a weight twice.
+    """
+    if not isinstance(state, dict) or not state or not all(isinstance(name, str) and torch.is_tensor(value) for name, value in state.items()):
+        raise SetupError(f"{path}: holds no weights (model_state_dict); name a checkpoint of a segmentation network.")
+    found = {WRAPPED.sub("", name): value for name, value in state.items()}
+    if len(found) < len(state):
+        raise SetupError(f"{path}: holds weights twice, with and without `module.` before their names; save those of one network.")
+    return found
 
 
 def load_state(path):
@@ -88,14 +119,35 @@ def open_file(path, device="cpu", legacy=False):
     if not old:
         check_records(path)
     try:
-        with torch.serialization.safe_globals(numpy_scalars()):
+        with torch.serialization.safe_globals(numpy_scalars()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             saved = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch's own message advises unsafe loading: it is not shown
-        kind = "holds more than tensors and plain values" if isinstance(error, pickle.UnpicklingError) else "is damaged"
+        kind = "holds more than tensors and plain values" if isinstance(error, pickle.UnpicklingError) else "is no checkpoint, or is damaged"
         raise SetupError(f"{path}: {kind}, and is not loaded; get it again from where it was trained.") from None
     if not isinstance(saved, dict):
         raise SetupError(f"{path}: is no checkpoint (it holds a {type(saved).__name__}); name a .pth written by main_v2.py.")
+    if not few_and_plain(saved, path.stat().st_size):
+        raise SetupError(f"{path}: holds what no checkpoint does (values without end, or tensors that are no plain arrays); it is not used.")
     return saved
+
+
+def few_and_plain(saved, size):
+    """Are the values few, not nested too deep, and every tensor a dense array that takes no more bytes than the file (`size`)?
+
+    A few bytes of pickle can name one list twice in the next, and that twice again: whoever followed it would never come back.
+    """
+    todo, count = [(saved, 0)], 0
+    while todo:
+        value, depth = todo.pop()
+        if torch.is_tensor(value) and (value.layout != torch.strided or value.is_quantized or value.is_meta or value.numel() * value.element_size() > size):
+            return False
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
+        count += len(parts)
+        if depth > DEEPEST or count > PARTS:
+            return False
+        todo += [(part, depth + 1) for part in parts]
+    return True
 
 
 def begins_with(path, start):
@@ -111,6 +163,8 @@ def check_records(path):
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
+            if len(records) > RECORDS or len(set(archive.namelist())) < len(records) or not begins_with(path, ZIP):
+                raise zipfile.BadZipFile  # of two of one name, torch would read the one that is not looked at
             if any(record.compress_type != zipfile.ZIP_STORED for record in records) or sum(r.file_size for r in records) > Path(path).stat().st_size:
                 raise SetupError(f"{path}: holds compressed records, which no checkpoint does; it is not opened.")
             bad = next((r.filename for r in records if r.external_attr & FOLDER), None) or archive.testzip()
@@ -142,21 +196,22 @@ def converted(saved, path):
 
     `normalization` is None: such networks were trained on patches divided by their own 99th percentile.
     """
+    if {"normalization", "input"} & saved.keys():
+        raise SetupError(f"{path}: lacks its format, and is no whole checkpoint; get it again from where it was trained.")
     state = saved.get("model_state_dict", saved)
-    if not isinstance(state, dict) or not state or not all(map(torch.is_tensor, state.values())):
-        raise SetupError(f"{path}: holds no weights (model_state_dict); name a checkpoint of a segmentation network.")
     told = saved.get("config") or saved.get("metadata")
-    config = dict(told) if isinstance(told, dict) else {}
+    config = plain(told) if isinstance(told, dict) else {}
     for old, new in OLD_NAMES.items():
         if old in config:
             config.setdefault(new, config[old])
+    names = config.get("class_names")
     return {
         "format": 0,
         "model_state_dict": state,
-        "config": plain(config),
+        "config": config,
         "performance_metrics": plain(saved.get("performance_metrics", {})),
         "normalization": None,
-        "class_names": config.get("class_names"),
+        "class_names": list(dict.fromkeys(map(str, names))) if isinstance(names, list) else None,  # may say "auto"
         "input": None,
     }
 
@@ -165,18 +220,25 @@ def load_weights(net, state, path):
     """Put `state` into `net`, every key of it.
 
     Raises:
-        SetupError: keys are missing, left over or of another shape, or a weight is not finite.
+        SetupError: as `check_fit`; or a weight is not finite.
     """
     own = net.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [name for name in own.keys() & state.keys() if own[name].shape != getattr(state[name], "shape", None)]
-    for names, what in ((missing, "lacks"), (extra, "holds, beyond this network,"), (sorted(shapes), "has other shapes of")):
-        if names:
-            raise SetupError(f"{path}: does not fit the network: {what} {listing(names, 3)}; check --model_name, --encoder_name, --in_channels and --num_classes.")
-    broken = [name for name, value in state.items() if not finite(value)]
+    check_fit(own, state, path)
+    broken = [name for name, value in state.items() if not finite(value.to(own[name].dtype))]
     if broken:
         raise SetupError(f"{path}: holds weights that are not finite ({listing(broken, 3)}); the run that made it had diverged, train it again.")
     net.load_state_dict(state, strict=True)
+
+
+def check_fit(own, state, path):
+    """Raises SetupError when keys of `state` are missing, left over, or of another shape or kind of number than those of `own`, a network's."""
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shared = sorted(own.keys() & state.keys())
+    shapes = [name for name in shared if own[name].shape != getattr(state[name], "shape", None)]
+    kinds = [name for name in shared if getattr(state[name], "dtype", None) not in (FLOATS if own[name].is_floating_point() else WHOLES)]
+    for names, what in ((missing, "lacks"), (extra, "holds, beyond this network,"), (shapes, "has other shapes of"), (kinds, "has numbers of another kind in")):
+        if names:
+            raise SetupError(f"{path}: does not fit the network: {what} {listing(map(claims.brief, names), 3)}; check --model_name, --encoder_name, --in_channels and --num_classes.")
 
 
 def find(path):

@@ -319,7 +319,7 @@ class PredictionConfig:
     aoi: Optional[str] = option(None, "polygons: map only inside them", none="the whole scene")
     vector_crs: Optional[str] = option(None, "CRS of --aoi where its file names none or a wrong one; image: the scene's own", none="the file's")
     threshold: Optional[float] = option(None, "binary: probability from which a pixel is class 1, 0 to 1", type=at_least(0, float, 1), none="0.5, or what --calibrate found in training")
-    temperature: Optional[float] = option(None, "by which the network's logits are divided, above 0", type=at_least(0.01, float), none="1, or what --calibrate found in training")
+    temperature: Optional[float] = option(None, "by which the network's logits are divided, 0.01 to 100", type=at_least(0.01, float, 100), none="1, or what --calibrate found in training")
     background_value: int = option(0, "binary: 1 swaps 0 and 1 in the map", type=int, choices=(0, 1))
     normalization_percentile: Optional[float] = option(None, "percentile each tile is divided by, for checkpoints without statistics", type=at_least(0, float), none="99")
     normalize_per_channel: bool = option(False, "that percentile of each band by itself")

@@ -161,7 +161,7 @@ def load_init_weights(net, path):
     strange += sorted(name for name in state.keys() - own.keys() if not name.startswith(head))
     if strange:
         raise SetupError(f"--init_weights {path}: is of another network ({listing(strange, 3)}); give the same --model, --encoder_name and bands.")
-    net.load_state_dict({**own, **taken})
+    checkpoint.load_weights(net, {**own, **taken}, path)
     fresh = sorted(own.keys() - taken.keys())
     return f"start     {len(taken)} of {len(own)} weights from {path}" + (f"; fresh: {listing(fresh)}" if fresh else "")
 

@@ -138,6 +138,8 @@ def check_fields(options):
             raise SetupError(f"{flag}: {error}; see --help.") from None
         except (ValueError, TypeError):
             raise SetupError(f"{flag} {value}: is no {type_of(f).__name__}; see --help.") from None
+        if "" in values:  # an unset variable of the shell
+            raise SetupError(f"{flag}: is empty; give a value, or leave the flag out.")
         if meta["choices"] and values[0] not in meta["choices"]:
             raise SetupError(f"{flag} {value}: no such choice; it is one of {', '.join(map(str, meta['choices']))}.")
         setattr(options, f.name, values if meta["nargs"] else values[0])  # plain values: checkpoints hold nothing else

@@ -9,7 +9,7 @@ from eoseg import files, plots
 from eoseg.errors import SetupError, listing
 
 CARD = 1  # version of the card's layout
-COLOUR = re.compile(r"#[0-9a-fA-F]{6}|-?\d+(?:[\s,]+-?\d+){2}")
+COLOUR = re.compile(r"#[0-9a-fA-F]{6}|-?\d{1,9}(?:[\s,]+-?\d{1,9}){2}")
 NAMED = re.compile(rf"(.*?\S)[\s,:=]+({COLOUR.pattern})")  # name or number, colour
 TABLED = re.compile(rf"(-?\d+)(?:\.0*)?[\s,:=]+({COLOUR.pattern})(?:[\s,]+\d+(?:[\s,]+(.*))?)?")  # GDAL's and QGIS's colour tables: value, colour, alpha, label
 ASIDE = re.compile(r"(?i)(?:#|interpolation:|nv\s).*|")  # comments, and what those tables hold besides classes
@@ -82,7 +82,7 @@ def from_lines(file, text):
             continue
         tabled, named = TABLED.fullmatch(line), NAMED.fullmatch(line)
         if not tabled and not named:
-            raise SetupError(f"--palette {file}: line {number} ({line}) is not a class and its colour; {FORM}.")
+            raise SetupError(f"--palette {file}: line {number} ({line[:80]}) is not a class and its colour; {FORM}.")
         words = [word for word in (tabled[3], tabled[1]) if word] if tabled else [named[1].strip("\"'")]
         yield f"line {number}", words, rgb_of(file, f"line {number}", (tabled or named)[2])
 
@@ -90,14 +90,14 @@ def from_lines(file, text):
 def from_json(file, text):
     try:
         pairs = json.loads(text or "{}", object_pairs_hook=tuple)  # a dict would hide a class that is given twice
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SetupError(f"--palette {file}: is not readable as JSON ({error}); write {{\"water\": \"#3378c8\"}}.") from None
     if not isinstance(pairs, tuple):
         raise SetupError(f"--palette {file}: is not a list of names with colours; write {{\"water\": \"#3378c8\"}}.")
     for key, value in pairs:
         colour = " ".join(map(str, value)) if isinstance(value, list) else str(value)
         if not COLOUR.fullmatch(colour):
-            raise SetupError(f"--palette {file}: \"{key}\" has no colour ({colour}); write \"#rrggbb\".")
+            raise SetupError(f"--palette {file}: \"{key}\" has no colour ({colour[:80]}); write \"#rrggbb\".")
         yield f'"{key}"', [key], rgb_of(file, f'"{key}"', colour)
 
 

@@ -50,7 +50,7 @@ def layers_of(output, classes, names, palette, options, members=1):
         classes: their names. names, palette: of every number of the map, from 0. members: answers that are averaged; more than one can disagree.
     """
     found, nodata = [], options.output_nodata
-    if options.save_confidence or options.polygons:
+    if options.save_confidence or options.polygons is not None:
         found.append(Layer("confidence", beside(output, "_confidence.tif") if options.save_confidence else None, "float32", ("confidence",), "nan"))
     if options.save_probabilities:
         small = options.probability_dtype == "uint8"
@@ -76,28 +76,39 @@ def parts_of(target):
     return [raw_of(target, kind) for kind in ("classes", "confidence", "probabilities", "uncertainty")]
 
 
+def begun(target):
+    """What a run noted when it began the map at `target`, a dict of settings and strips; None where none has, or nothing that can be gone on with."""
+    try:
+        first, line_break, _ = journal_of(target).read_bytes().partition(b"\n")
+        head = json.loads(first) if line_break else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    whole = isinstance(head, dict) and isinstance(head.get("settings"), dict) and is_count(head.get("strips")) and head["strips"]
+    return head if whole else None
+
+
 def in_the_making(target):
-    """Has a run begun a map at `target` that is not finished? A journal torn in its first line has nothing to go on with."""
-    journal = journal_of(target)
-    return journal.exists() and b"\n" in journal.read_bytes()
+    """Has a run begun a map at `target` that is not finished?"""
+    return begun(target) is not None
 
 
 def strips_begun(target):
     """In how many strips a run that was cut off has begun the map at `target`; None where none has."""
-    try:
-        return json.loads(journal_of(target).read_text(encoding="utf-8").split("\n")[0])["strips"] if in_the_making(target) else None
-    except (ValueError, KeyError, TypeError):
-        return None
+    return (begun(target) or {}).get("strips")
 
 
 def drop_other(target, settings):
     """Forget what a run has begun at `target` with other settings than `settings_begun` gives."""
-    if in_the_making(target):
-        try:
-            check_settings(target, settings, json.loads(journal_of(target).read_text(encoding="utf-8").split("\n")[0])["settings"])
-        except (SetupError, ValueError, KeyError, TypeError):
-            for path in (*parts_of(target), journal_of(target)):
-                path.unlink(missing_ok=True)
+    head = begun(target)
+    try:
+        check_settings(target, settings, head["settings"] if head else settings)
+    except SetupError:
+        for path in (*parts_of(target), journal_of(target)):
+            path.unlink(missing_ok=True)
+
+
+def is_count(value):
+    return type(value) is int and value >= 0
 
 
 def check_settings(target, settings, before):
@@ -130,7 +141,10 @@ class MapFile:
         self.areas = pixel_areas(look["transform"], look["crs"], look["height"], look["width"])
         self.strip, self.row, self.pixels, self.area = 0, 0, np.zeros(len(classes), np.int64), np.zeros(len(classes))
         self.histogram, self.sum = np.zeros(BINS, np.int64), 0
-        if resume and in_the_making(target):
+        head = begun(target) if resume else None
+        if head:
+            check_settings(target, settings_begun(settings, layers), head["settings"])
+        if head and head["strips"] == strips and self._holds_rows():
             self._go_on()
         else:
             self._begin()
@@ -146,22 +160,36 @@ class MapFile:
                 f.truncate(self._size(layer))
         self.journal.write_text(json.dumps({"settings": settings_begun(self.settings, self.layers), "strips": self.strips}) + "\n", encoding="utf-8", newline="\n")
 
+    def _holds_rows(self):
+        """Are the raw files there that the journal tells of?"""
+        return all(path.is_file() and not path.is_symlink() and path.stat().st_size == self._size(layer) for layer, path in ((layer, raw_of(self.target, layer)) for layer in self.layers))
+
     def _go_on(self):
-        first, *lines = self.journal.read_text(encoding="utf-8").split("\n")
-        check_settings(self.target, settings_begun(self.settings, self.layers), json.loads(first).get("settings", {}))
-        raws = [(raw_of(self.target, layer), self._size(layer)) for layer in self.layers]
-        if not all(path.exists() and path.stat().st_size == size for path, size in raws):
-            return self._begin()  # what the journal tells of is not there
+        """Take up what the journal tells, as far as it can be believed: a line may be torn, and what follows it with it."""
+        first, *lines = self.journal.read_bytes().split(b"\n")
         good = len(first) + 1
-        for line in lines[:-1]:  # what follows the last line break is torn
+        for line in lines[:-1]:
             try:
                 state = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
+                break
+            if not self._could_be(state):
                 break
             good += len(line) + 1
             self.strip, self.row, self.sum = state["strip"], state["row"], state["sum"]
             self.pixels, self.area, self.histogram = (np.array(state[key]) for key in ("pixels", "area", "histogram"))
         os.truncate(self.journal, good)
+
+    def _could_be(self, state):
+        """Can a line of the journal follow those before it?"""
+        if not isinstance(state, dict) or not all(is_count(state.get(key)) for key in ("strip", "row", "sum")):
+            return False
+        pixels, area, histogram = (state.get(key) if isinstance(state.get(key), list) else [] for key in ("pixels", "area", "histogram"))
+        if (len(pixels), len(area), len(histogram)) != (len(self.classes), len(self.classes), BINS) or not all(map(is_count, [*pixels, *histogram])):
+            return False
+        further = (self.strip, self.row) < (state["strip"], state["row"]) <= (self.strips, 0) and state["row"] < self.look["height"]
+        counted = sum(pixels) == sum(histogram) <= self.look["height"] * self.look["width"] and state["sum"] <= sum(pixels) * ONE
+        return further and counted and all(type(part) in (int, float) and 0 <= part < float("inf") for part in area)
 
     def write(self, left, row, finished):
         """Put finished rows in place, from image row `row` and column `left` on.

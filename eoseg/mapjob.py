@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from eoseg.errors import DataError, SetupError, listing
 from eoseg.fitting import open_scene
 from eoseg.georef import pixel_size
 from eoseg.labels import open_area
-from eoseg.mapfile import SETTINGS, MapFile, beside, check_settings, drop_other, in_the_making, layers_of, parts_of, settings_begun, strips_begun
+from eoseg.mapfile import SETTINGS, MapFile, beside, check_settings, drop_other, in_the_making, journal_of, layers_of, parts_of, settings_begun, strips_begun
 from eoseg.network import network_size
 from eoseg.parallel import ahead
 from eoseg.reading import RowReader
@@ -48,7 +49,7 @@ class Job:
         self.legend = by_number(network.class_names, self.numbers, ""), by_number(self.palette, self.numbers, (0, 0, 0))
         self.layers = layers_of(output, network.class_names, *self.legend, self.options, answers_of(network, options.tta))
         self.ramps = [layer for layer in self.layers if layer.path and layer.kind in ("confidence", "uncertainty")]
-        self.polygons = polygons.target_of(options, output) if options.polygons else None
+        self.polygons = polygons.target_of(options, output) if options.polygons is not None else None
         if self.polygons:
             polygons.check(self.polygons, self.look, options)
         self.canvas, self.coming, self.reader, self.jobs = None, (), None, []
@@ -99,11 +100,12 @@ class Job:
         """
         if not self.output.exists() or in_the_making(self.output):
             return False
-        check_settings(self.output, {key: value for key, value in self.settings.items() if key != "scene_time"}, json.loads(raster.tags(self.output).get(SETTINGS, "{}")))
+        check_settings(self.output, {key: value for key, value in self.settings.items() if key != "scene_time"}, settings_told(self.output))
         return not (self.options.save_patches and not beside(self.output, "_patches").exists())
 
     def costs(self, strips=None):
         """budget.Costs; with `strips` of a run that is gone on with."""
+        strips = strips if strips and strips <= len(self.cols.starts) else None
         costs = budget.costs_of(self.network, self.scene, self.rows, self.cols, self.options, self.layers, strips, self.means)
         if costs.memory > costs.limit:
             self.say(f"note: --max_memory {memory.shown(costs.limit)}: the map was begun in {strips} strip{'s' * (strips > 1)}, which take about {memory.shown(costs.memory)}")
@@ -120,7 +122,8 @@ class Job:
             self.say("note: what an earlier run has begun of this map is made anew; --resume would have gone on with it")
         canvas = MapFile(output, self.look, self.network.class_names, self.layers, self.settings, costs.strips, options.resume)
         for old in beside(output, "_patches").glob("patch_*.tif") if options.save_patches and not (canvas.strip or canvas.row) else ():
-            old.unlink()  # of other tiles, perhaps
+            if re.fullmatch(r"patch_\d+_\d+", old.stem):  # of other tiles, perhaps
+                old.unlink()
         if canvas.strip or canvas.row:
             self.say(f"resumed   after row {canvas.row}" + (f" of strip {canvas.strip + 1} of {canvas.strips}" if canvas.strips > 1 else ""))
         return canvas
@@ -178,6 +181,15 @@ class Job:
         return raster.stored(self.output).pixels[0], raster.stored(sure).pixels[0] if self.options.save_confidence and sure.exists() else None
 
 
+def settings_told(path):
+    """The settings that the tag of a finished map tells; {} where it is another program's."""
+    try:
+        found = json.loads(raster.tags(path).get(SETTINGS, "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def by_number(values, numbers, otherwise):
     """A value for every number of the map from 0 to the highest; those that stand for no class get another."""
     of = dict(zip(numbers, values))
@@ -186,6 +198,7 @@ def by_number(values, numbers, otherwise):
 
 def refuse_existing(job):
     """Inputs are never overwritten, existing maps and what lies beside them only when told."""
+    refuse_in_the_way(job)
     there, options = [file for file in dict.fromkeys(job.written()) if file.exists()], job.options
     for source in filter(None, [job.path, options.aoi and options.aoi.split("|layername=")[0], options.palette, *(one.path for one in job.network.members)]):
         for file in there:
@@ -196,6 +209,18 @@ def refuse_existing(job):
     if there and not (options.overwrite or going_on):
         raise SetupError(f"--output {job.output}: {listing(file.name for file in there)} there already; "
                          "give --overwrite to replace it, --resume to go on with a map that was cut off, or another name.")
+
+
+def refuse_in_the_way(job):
+    """Said now, not when all is computed: a folder where a file is to be written, even for a while, or a file where a folder is."""
+    patches = beside(job.output, "_patches")
+    if job.options.save_patches and patches.exists() and not patches.is_dir():
+        raise SetupError(f"{patches}: is a file, and a folder of this name is to be made; move it away, or choose another --output.")
+    written = [path for path in job.written() if path != patches]
+    written += [path.with_name(f"{path.name}.aux.xml") for path in written if path.suffix.lower() in (".tif", ".tiff")]
+    for path in (*written, *map(files.part_of, written), *parts_of(job.output), journal_of(job.output)):
+        if path.is_dir():
+            raise SetupError(f"{path}: is a folder, and a file of this name is to be written; move it away, or choose another --output.")
 
 
 def settings_of(network, path, scene, options):

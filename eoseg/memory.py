@@ -14,7 +14,7 @@ LIMITS = (("/sys/fs/cgroup", "memory.max", "memory.current", ""),  # of a contai
 
 def size(text):
     """A flag's type: bytes, of `8GB`, `500 MB`, `1.5g`, or of a plain number of at least a million."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])i?b?)?", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*(?:([kmgt])i?b?)?", text.strip().lower())
     count = int(float(match[1]) * UNITS[match[2]]) if match else 0
     if count < 10**6:
         raise ArgumentTypeError(f"{text.strip()} is no size; write e.g. 8GB or 500MB")

@@ -16,6 +16,7 @@ from eoseg.unet import UNetDropout
 SMP = {"unet": "unet", "unet++": "unetplusplus", "manet": "manet", "linknet": "linknet", "fpn": "fpn", "pspnet": "pspnet",
        "pan": "pan", "deeplabv3": "deeplabv3", "deeplabv3+": "deeplabv3plus"}
 OWN_DROPOUT = {"fpn": "decoder_dropout", "pspnet": "psp_dropout", "deeplabv3": "decoder_aspp_dropout", "deeplabv3+": "decoder_aspp_dropout"}
+PICKY = (RuntimeError, AssertionError, ValueError)  # what networks raise when a tile is not to their liking
 OLD_ENCODERS = {"densenet264": "tu-densenet264d", "mobilenet_v3": "tu-mobilenetv3_large_100"}
 
 

@@ -1,13 +1,16 @@
 """Trained networks as their checkpoints describe them: weights, bands, normalisation, classes. Ready to predict, alone or together."""
 
+import contextlib
 import re
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from eoseg import checkpoint, models
+from eoseg import checkpoint, claims, models
+from eoseg.config import NETWORKS
 from eoseg.deciding import probabilities
 from eoseg.device import amp_settings, autocast, choose_device
 from eoseg.errors import SetupError, listing
@@ -50,8 +53,17 @@ class Network(NamedTuple):
         Returns:
             (N, C, H, W) float32 on the device, multiples of 2^-12; in binary mode C is 1: the probability of class 1.
         """
-        with autocast(self.device, self.amp_dtype):
-            logits = self.net(tiles.to(self.device, memory_format=torch.channels_last, non_blocking=True))
+        tiles = tiles.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        try:
+            with autocast(self.device, self.amp_dtype):
+                logits = self.net(tiles)
+        except models.PICKY as error:
+            if "memory" in str(error):
+                raise
+            raise SetupError(f"{self.path}: its network cannot take tiles of {tiles.shape[2]} x {tiles.shape[3]} pixels ({claims.brief(' '.join(str(error).split()))}); "
+                             "give the --patch_size it was trained with, and a scene that is no smaller.") from None
+        if logits.shape != (len(tiles), 1 if self.binary else len(self.class_names), *tiles.shape[2:]):
+            raise SetupError(f"{self.path}: its network answers {tuple(logits.shape)} to tiles {tuple(tiles.shape)}, and has {len(self.class_names)} classes; get it again from where it was trained.")
         return probabilities(logits, self.binary, self.temperature)
 
     def normalised(self, raw, holes, size):
@@ -118,19 +130,38 @@ def load(path, options, say=print):
     amp_dtype, precision = amp_settings(options.use_amp, device)
     saved = checkpoint.load(path)
     about = settled(saved["config"], options, path, say)
-    net = models.build_model(about["model_name"], about["in_channels"], about["num_classes"], about["encoder_name"])
+    net = built(about, saved["model_state_dict"], path)
     checkpoint.load_weights(net, saved["model_state_dict"], path)
     net = net.to(device, memory_format=torch.channels_last).eval()
     binary = about["num_classes"] == 1
     count, names = 2 if binary else about["num_classes"], saved["class_names"]
-    if not isinstance(names, list) or len(names) != count:  # older checkpoints may say "auto", or name one class of two
+    claims.check_counts(saved, about["in_channels"], path)
+    if not names or len(names) != count:
+        if names:
+            say(f"note: {path} names {len(names)} of its {count} classes; they are called by number")
         names = [f"class_{i}" for i in range(count)]
     normalizer = normalizer_of(saved, about["in_channels"], options, path, say)
     encoder = f" with {about['encoder_name']}" if about["model_name"] in models.SMP else ""
     say(f"network   {about['model_name']}{encoder} from {path}, on {device}, {precision}")
     temperature, threshold = calibration_of(saved, binary, options, say)
-    return Network(str(path), net, about["model_name"], device, amp_dtype, normalizer, list(map(str, names)), about["in_channels"], binary,
+    return Network(str(path), net, about["model_name"], device, amp_dtype, normalizer, names, about["in_channels"], binary,
                    saved["input"], saved.get("pixel_size"), temperature, threshold, frozenset(saved["trained_on"].tolist() if "trained_on" in saved else ()), codes_of(saved.get("label_map"), count))
+
+
+def built(about, state, path):
+    """A network with fresh weights, of the shapes of `state`: held against them before memory is taken for what a file merely names."""
+    if about["in_channels"] > max((length for value in state.values() if value.numel() for length in value.shape), default=0):
+        raise SetupError(f"{path}: does not fit the network: no weight is of {about['in_channels']} bands; check --in_channels.")
+    make = partial(models.build_model, about["model_name"], about["in_channels"], about["num_classes"], about["encoder_name"])
+    outline = None
+    with contextlib.suppress(Exception), torch.device("meta"):  # a few encoders cannot be made without memory
+        outline = make().state_dict()
+    if outline:
+        checkpoint.check_fit(outline, state, path)
+    try:
+        return make()
+    except SetupError as error:
+        raise SetupError(f"{path}: {error}") from None
 
 
 def codes_of(label_map, classes):
@@ -179,6 +210,8 @@ def settled(config, options, path, say):
     lacking = [f"--{key}" for key, value in about.items() if value is None]
     if lacking:
         raise SetupError(f"{', '.join(lacking)}: {path} does not say; give it as it was in training.")
+    if about["model_name"] not in NETWORKS:
+        raise SetupError(f"--model_name {claims.brief(about['model_name'])}: {path} is of a network that this program does not know; it knows {', '.join(NETWORKS)}.")
     return about
 
 

@@ -29,7 +29,7 @@ def target_of(options, output):
     """
     word = options.polygons
     target = beside(output, word) if word.lower() in SUFFIXES else Path(word)
-    if target.suffix.lower() not in SUFFIXES:
+    if target.suffix.lower() not in SUFFIXES or word.startswith("/vsi"):
         raise SetupError(f"--polygons {word}: is no format for polygons; end it in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
     if target.suffix.lower() == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise SetupError(f"--polygons {word}: GeoParquet needs another package: pip install pyarrow; .gpkg needs none.")
@@ -44,7 +44,7 @@ def check(target, look, options):
     Raises:
         SetupError: the place on Earth is unknown and needed, or the pixels are too many for the memory.
     """
-    if pixel_areas(look["transform"], look["crs"], 1, 1) is None:
+    if pixel_areas(look["transform"], look["crs"], look["height"], look["width"]) is None:
         if target.suffix.lower() == ".geojson":
             raise SetupError(f"--polygons {target}: GeoJSON is in longitude and latitude, and nobody knows where the scene lies; choose .gpkg, or georeference the scene.")
         if options.min_area:

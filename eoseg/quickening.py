@@ -5,11 +5,11 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from eoseg.device import autocast, translate
+from eoseg.models import PICKY
 from eoseg.tiles import tile_size
 
 CONVOLUTIONS = {"Conv2d", "ConvTranspose2d", "Conv2dSame", "Conv2dStaticSamePadding"}  # those that use their weights as they are; timm's and smp's among them
 NORMALISATIONS = {"BatchNorm2d", "BatchNormAct2d"}  # torch's, and timm's with an activation behind it
-PICKY = (RuntimeError, AssertionError, ValueError)  # what networks raise when a tile is not to their liking
 TOLERANCE = 1e-3  # of the largest logit: by how much folding may change one
 
 

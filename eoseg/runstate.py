@@ -124,7 +124,7 @@ def newest(config):
 def is_state(saved):
     """Does a checkpoint hold what a run goes on from?"""
     run, config, kind = (part if isinstance(part, dict) else {} for part in map(saved.get, ("run", "config", "normalization")))
-    return run.keys() >= {*Run.LASTING, "seen", "total", "live", "optimizer", "scaler", "schedule"} and saved.keys() >= {*OF_PATCHES} and "in_channels" in config and "kind" in kind
+    return run.keys() >= {*Run.LASTING, "seen", "total", "live", "optimizer", "scaler", "schedule"} and saved.keys() >= {*OF_PATCHES} and "in_channels" in config and "kind" in kind and isinstance(run["live"], (dict, type(None)))
 
 
 def check_options(config, saved, path):
@@ -217,7 +217,7 @@ def check_state(run, state, path):
     try:
         lacking = [what for what, good in (("counters", counters_fit(run, state)), ("log", log_fits(state)), ("optimizer", optimizer_fits(run.optimizer, state["optimizer"])),
                                            ("schedule", numbers_fit(run.schedule, state["schedule"])), ("scaler", not state["scaler"] or numbers_fit(run.scaler, state["scaler"]))) if not good]
-    except (KeyError, TypeError, AttributeError, IndexError):
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError):
         lacking = ["state"]
     if lacking:
         raise SetupError(f"{path}: its {listing(lacking)} cannot be of this run; train in another --save_dir, or start anew with --overwrite.")

@@ -8,7 +8,7 @@ from conftest import ROOT
 
 FLOORS = [  # a module imports only from floors above it in this list
     {"errors"},  # beneath all: even the lowest floor must be able to say what is wrong
-    {"tiles", "files", "schedule", "vrt", "coding", "validity", "parallel", "flags", "stopping", "scaling", "scoring", "memory", "gdalenv", "gdallog"},
+    {"tiles", "files", "schedule", "vrt", "coding", "validity", "parallel", "flags", "stopping", "scaling", "scoring", "memory", "gdalenv", "gdallog", "claims"},
     {"vetting", "config", "bands", "intervals", "tiling"},
     {"raster", "normalize", "augment", "metrics", "unet", "device", "georef", "pairing", "patchset", "splits", "vector", "scenes", "optim", "runfolder", "profiling", "deciding"},
     {"data", "models", "checkpoint", "tracking", "plots", "patchscores", "calibrating", "advice", "areas", "cutting", "labels", "mapfile", "places", "staging", "survey", "packing"},
