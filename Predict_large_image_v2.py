@@ -49,7 +49,7 @@ def parse(argv):
     parser = flags.Parser(description=__doc__)
     parser.add_argument("--model", required=True, type=filled, nargs="+", action="extend", metavar="CKPT",
                         help="checkpoint, or a folder that holds one *_final.pth or fold1/ ...; several are averaged")
-    parser.add_argument("--input", required=True, type=filled, nargs="+", metavar="SCENE",
+    parser.add_argument("--input", required=True, type=filled, nargs="+", action="extend", metavar="SCENE",
                         help="scene, any raster GDAL reads; or several, folders, patterns, text files with a scene per line: --output is a folder then")
     parser.add_argument("--output", required=True, type=filled, help="the map, a .tif; or a folder, for FOLDER/<input name>.tif")
     flags.add_options(parser, config.PredictionConfig)

@@ -177,7 +177,7 @@ def cut_patches(case, folder):
     from affine import Affine
     from shapely.geometry import box
 
-    from eoseg import raster
+    from eoseg import patchfile
     from eoseg.config import ExtractionConfig
     from eoseg.extract import extract, quiet
     from eoseg.pairing import Pair
@@ -186,8 +186,8 @@ def cut_patches(case, folder):
     height, width = case.label.shape
     scene, label, grid = (folder / name for name in ("scene.tif", "label.tif", "grid.gpkg"))
     place = Affine(1, 0, 0, 0, -1, height)  # a pixel is a metre
-    scene.write_bytes(raster.patch_bytes(case.image, place, "EPSG:32636"))
-    label.write_bytes(raster.patch_bytes(case.label[None], place, "EPSG:32636"))
+    scene.write_bytes(patchfile.patch_bytes(case.image, place, "EPSG:32636"))
+    label.write_bytes(patchfile.patch_bytes(case.label[None], place, "EPSG:32636"))
     cells = [(split, box(col, height - row - case.size, col + case.size, height - row)) for split, row, col in cells_of(height, width, case.cut, case.size)]
     geopandas.GeoDataFrame({"split": [split for split, _ in cells]}, geometry=[cell for _, cell in cells], crs="EPSG:32636").to_file(grid)
     extract([Pair("", str(scene), str(label), str(grid))], ExtractionConfig(patch_size=case.size, split_column="split", overwrite=True), folder / "patches", quiet)

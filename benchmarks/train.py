@@ -64,7 +64,7 @@ def make_patches(root, count, args):
     """`count` training patches and two validation patches of random uint16, in blocks so that they compress as real ones do."""
     from affine import Affine
 
-    from eoseg import raster
+    from eoseg import patchfile
 
     rng = np.random.default_rng(0)
     for split, number in (("train", count), ("validation", 2)):
@@ -76,8 +76,8 @@ def make_patches(root, count, args):
             place = Affine(10, 0, i * 10.0 * args.size, 0, -10, 0)
             label = rng.integers(CLASSES, size=(args.size // 16 + 1,) * 2).repeat(16, 0).repeat(16, 1)[: args.size, : args.size]
             image = (500 * label + rng.integers(0, 300, (args.bands, args.size, args.size))).astype(np.uint16)
-            (root / split / "images" / f"p{i}.tif").write_bytes(raster.patch_bytes(image, place, "EPSG:32630"))
-            (root / split / "labels" / f"p{i}.tif").write_bytes(raster.patch_bytes(label[None].astype(np.uint8), place, "EPSG:32630"))
+            (root / split / "images" / f"p{i}.tif").write_bytes(patchfile.patch_bytes(image, place, "EPSG:32630"))
+            (root / split / "labels" / f"p{i}.tif").write_bytes(patchfile.patch_bytes(label[None].astype(np.uint8), place, "EPSG:32630"))
 
 
 def prepared(work, args, amp=False, augmentation="basic"):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eoseg import raster, validity
+from eoseg import patchfile, raster, validity
 from eoseg.coding import IGNORE
 from eoseg.errors import ReadError
 from eoseg.normalize import BandStatistics
@@ -227,9 +227,9 @@ def write(bench, cell, pieces, target, scale):
     for source, piece in zip(bench.sources, pieces):
         scene, nodata = source.scene, source.scene.fill
         mask = piece.valid if not piece.valid.all() and (nodata is None or scene.masked) else None
-        image = raster.patch_bytes(piece.pixels, place, scene.crs, nodata, scene.names, bench.options.compress, mask)
+        image = patchfile.patch_bytes(piece.pixels, place, scene.crs, nodata, scene.names, bench.options.compress, mask)
         (bench.folder / source.folder / name).write_bytes(image)
-    label = raster.patch_bytes(target[None], place, bench.sources[0].scene.crs, IGNORE, ["class"], bench.options.compress)
+    label = patchfile.patch_bytes(target[None], place, bench.sources[0].scene.crs, IGNORE, ["class"], bench.options.compress)
     (bench.folder / "labels" / name).write_bytes(label)
 
 

@@ -2,12 +2,17 @@
 
 import contextlib
 import errno
+import logging
 import os
 import signal
 import sys
 import traceback
+import warnings
 
 MEND, OURS = 2, 1  # exit statuses: the user must change something; some inputs failed, or a mistake of ours
+WAY = {errno.EEXIST, errno.ENOTDIR}  # something that is no folder lies where one is needed
+READERS = {"rasterio", "pyogrio", "pyproj", "shapely", "tifffile"}  # libraries that open the user's files
+FAILING = {getattr(errno, name) for name in ("EIO", "EROFS", "ESTALE", "ENXIO", "ENODEV", "ETIMEDOUT", "ENOTCONN", "EREMOTEIO") if hasattr(errno, name)}  # a disk, or the way to it
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} if hasattr(errno, "EDQUOT") else {errno.ENOSPC, errno.EFBIG}
 
 
@@ -77,13 +82,18 @@ def run(main):
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)
+    open_streams()
+    if "--debug" not in sys.argv:
+        warnings.showwarning = note
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # without a home it would tell stderr where it keeps its lists of fonts
     try:
+        os.getcwd()  # in a folder that is gone torch's libraries end the process in words of their own
         main()
         sys.stdout.flush()
     except BrokenPipeError:  # `script | head`: the reader has gone, and the flush at exit would complain again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        hush(sys.stdout)
         sys.exit(OURS)
-    except (SetupError, PartialFailure, OSError, MemoryError, RuntimeError) as error:
+    except Exception as error:
         text = describe(error)
         if text is None:
             raise
@@ -101,6 +111,26 @@ def run(main):
         leave("terminated; nothing half-written was left under a final name", 143)
 
 
+def note(message, *about):
+    """A warning of a library, in a line of ours."""
+    print(f"note: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def open_streams():
+    """Give what is printed somewhere to go, though the shell has closed it (`>&-`), and let no name be unprintable."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # its number would go to the next file that is opened, and C libraries would print into that
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def hush(stream):
+    """Let what is printed from now on be lost: the flush at exit would fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def describe(error):
     """One line for an error a user can mend; None for any other."""
     if isinstance(error, (SetupError, PartialFailure)):
@@ -108,21 +138,37 @@ def describe(error):
         return last.partition(": ")[2] if from_worker else str(error)
     if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):  # torch's are RuntimeErrors
         return f"memory: not enough for this step ({error}); use a smaller --batch_size or --patch_size."
-    if not isinstance(error, OSError):
+    if isinstance(error, UnicodeEncodeError):
+        return f"...{error.object[max(0, error.start - 60) : error.end + 20]!a}: a name that is not UTF-8; rename the file or folder."
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from"):  # pathlib's, before Python 3.13
+        return f"{str(error)[18:].strip(chr(39))}: a link that leads to itself; remove it, or name another path."
+    library = type(error).__module__.partition(".")[0]
+    if library in READERS:  # in a way that nobody foresaw: a line says more to a user than a traceback
+        return f"{library}: {error}; one of the files given is damaged or odd, look at them with gdalinfo and ogrinfo (--debug shows which step failed)."
+    if not isinstance(error, OSError) or error.errno is None:
         return None
     if error.errno in FULL:
         return f"{error.filename or 'output folder'}: the disk is full; free some space and run again."
     name = error.filename2 or error.filename  # of a replacement that fails, the final name
-    return f"{name}: {error.strerror}; check the path and its permissions." if name else None
+    if error.errno in FAILING:  # a write to an open file names none
+        return f"{name or 'output folder'}: {error.strerror}; check the disk and the connection to it, and run again."
+    if name is None:
+        return "working folder: is not there any more; change into one that is, and run again." if isinstance(error, FileNotFoundError) else None
+    if error.errno in WAY:
+        return f"{name}: a folder is needed, and something else is there; name another path."
+    return f"{name}: {error.strerror}; check the path and its permissions."
 
 
 def leave(text, status):
     """Print `text` as the last line of stderr and exit."""
     try:
         sys.stdout.flush()
-    except OSError:  # stdout leads to a full disk or a closed pipe: what it holds is lost, and must not raise again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    print("error: " + " ".join(text.split()), file=sys.stderr)
+    except OSError:  # stdout leads to a full disk or a closed pipe
+        hush(sys.stdout)
+    try:
+        print("error: " + " ".join(text.split()), file=sys.stderr, flush=True)
+    except OSError:
+        hush(sys.stderr)
     sys.exit(status)
 
 

@@ -45,10 +45,10 @@ def extract(pairs, options, output, say=print, bar=no_bar):
     coding = Coding(parse_map(options.label_map), options.label_nodata)
     if options.dry_run:
         if not options.resume:
-            refuse_existing(output, options)
+            refuse_existing(output, options, pairs)
         return rehearse(pairs, coding, options, say, bar)
     if output.exists() and not output.is_dir():
-        refuse_existing(output, options)
+        refuse_existing(output, options, pairs)
     with files.lock(output):
         staging = output / STAGING
         goes_on = options.resume and (staging / "settings.json").exists()
@@ -58,7 +58,7 @@ def extract(pairs, options, output, say=print, bar=no_bar):
         if goes_on and (staging / COMPLETE).exists():
             return finish(staging, output)
         if not goes_on:
-            refuse_existing(output, options)
+            refuse_existing(output, options, pairs)
         plans, failed = plan_all(pairs, coding, options, say)
         places.check(plans, options)
         prepare(staging, settings, goes_on, folders)

@@ -10,11 +10,12 @@ import os
 import shutil
 import sys
 import time
+import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from eoseg.errors import SetupError
+from eoseg.errors import SetupError, describe
 
 try:
     import fcntl
@@ -22,6 +23,7 @@ except ImportError:  # Windows
     fcntl = None
     import msvcrt
 
+LONGEST = 190  # bytes of a name, of the 255 that most file systems take, that leave room for what is put around it
 HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}  # a lock that another process has
 
 
@@ -35,10 +37,11 @@ def replacing(path, check=None, keep=None):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = part_of(path)
+    part = fresh(part_of(path))
     try:
-        yield part
-        sync(part)
+        with naming(path):
+            yield part
+            sync(part)
         if check:
             check(part)
         if keep and path.exists():
@@ -49,9 +52,36 @@ def replacing(path, check=None, keep=None):
         part.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def naming(path):
+    """Have an OSError that names no file name `path`: a write or a sync that fails knows only a number."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = str(path)
+        raise
+
+
 def part_of(path, kind="part"):
-    """The temporary name of `path`; never matches *.tif or *.pth, and is the same in every run, so none piles up."""
-    return path.with_name(f".{path.name}.{kind}")
+    """The temporary name of `path`; never matches *.tif or *.pth, and is the same in every run, so none piles up.
+
+    A name that would leave no room for what GDAL and SQLite append, or in which GDAL sees a folder, gives way to its checksum.
+    """
+    odd = len(os.fsencode(path.name)) > LONGEST or "\\" in path.name
+    return path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest() if odd else path.name}.{kind}")
+
+
+def fresh(part):
+    """A temporary path that nothing stands at: a killed run's file goes, and a link that somebody put there, lest it be written through.
+
+    Raises:
+        SetupError: a folder has that name, which is none of ours.
+    """
+    if part.is_dir() and not part.is_symlink():
+        raise SetupError(f"{part}: is a folder, and a file of this name is needed while the output is made; remove it or move it away.")
+    part.unlink(missing_ok=True)
+    return part
 
 
 def put(part, path):
@@ -63,7 +93,7 @@ def put(part, path):
 
 def sync(path):
     """Wait until the file's content is on the disk; a full disk shows here at the latest."""
-    with open(path, "rb+") as f:
+    with open(path, "rb+") as f, naming(path):
         os.fsync(f.fileno())
 
 
@@ -94,7 +124,11 @@ def sync_folder(folder):
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            with naming(folder):
+                os.fsync(handle)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
+                raise
         finally:
             os.close(handle)
 
@@ -106,8 +140,8 @@ def write_bytes(path, content):
 
 
 def write_text(path, text):
-    """Write a whole UTF-8 file; lines end in a plain newline on every system."""
-    write_bytes(path, text.encode("utf-8"))
+    """Write a whole UTF-8 file; lines end in a plain newline on every system. Names of files that are not UTF-8 are spelled out."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path, value):
@@ -126,11 +160,15 @@ def without_nan(value):
 def write_csv(path, rows):
     """Write a list of dicts as CSV. Columns in order of first appearance; a row without one stays blank there."""
     columns = dict.fromkeys(key for row in rows for key in row)  # a set that keeps its order
+    blank = lambda value: "" if isinstance(value, float) and value != value else value
+    write_text(path, "".join(map(line_of, [columns, *([blank(row.get(key, "")) for key in columns] for row in rows)])))
+
+
+def line_of(values):
+    """A line of CSV; made with the long line break, so that a carriage return within a value is quoted as a newline is."""
     text = io.StringIO()
-    out = csv.DictWriter(text, columns, lineterminator="\n")
-    out.writeheader()
-    out.writerows({key: "" if isinstance(v, float) and v != v else v for key, v in row.items()} for row in rows)
-    write_text(path, text.getvalue())
+    csv.writer(text).writerow(values)
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def read_json(path):
@@ -140,9 +178,39 @@ def read_json(path):
         SetupError: it cannot be read as JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise SetupError(f"{path}: is not readable as JSON ({error}); restore it or make it again.") from None
+
+
+def read_text(path):
+    """Read a UTF-8 file, with or without a byte order mark.
+
+    Raises:
+        SetupError: it is no plain file: a pipe would never end. UnicodeDecodeError: it is not UTF-8.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise SetupError(f"{path}: is not a file; name a text file.")
+    return path.read_text(encoding="utf-8-sig")
+
+
+def sealed(value):
+    """A line of a journal, bytes: plain values, with a checksum before them."""
+    text = json.dumps(value).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def unsealed(content):
+    """What the lines of a journal say, up to the first that is torn or has changed: a list, and the bytes they take."""
+    found, read = [], 0
+    for line in content.splitlines(True):
+        check, _, text = line.partition(b" ")
+        if not line.endswith(b"\n") or check != b"%08x" % zlib.crc32(text[:-1]):
+            break
+        found.append(json.loads(text))
+        read += len(line)
+    return found, read
 
 
 @contextlib.contextmanager
@@ -152,13 +220,33 @@ def lock(folder, name=".lock", wait=False):
     Args:
         wait: until another run that holds it is done.
     Raises:
-        SetupError: another run holds it.
+        SetupError: another run holds it, or its name is none that GDAL could take.
     """
-    path = Path(folder) / name
-    ours = not path.parent.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(folder)
+    try:
+        str(folder / name).encode()
+    except UnicodeEncodeError as error:
+        raise SetupError(describe(error)) from None
+    path, made = folder / name, [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = held(path, wait)
+        try:
+            yield
+        finally:
+            if fcntl:
+                path.unlink(missing_ok=True)
+            os.close(handle)
+    finally:
+        with contextlib.suppress(OSError):  # nothing came of the run: leave no empty folder behind
+            for one in made:
+                one.rmdir()
+
+
+def held(path, wait):
+    """Open the file of a lock and lock it; the handle."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
             if fcntl:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -166,27 +254,19 @@ def lock(folder, name=".lock", wait=False):
                 msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
         except OSError as error:
             if error.errno not in HELD:  # some network file systems have no locks at all
-                print(f"note: {folder}: cannot be locked ({error.strerror}); see to it that no other run writes here", file=sys.stderr)
-                break
+                print(f"note: {path.parent}: cannot be locked ({error.strerror}); see to it that no other run writes here", file=sys.stderr)
+                return handle
             os.close(handle)
-            if wait:
-                if wait is True:
-                    print(f"note: {folder}: another run is writing here; waiting for it", file=sys.stderr)
-                wait = "said"
-                time.sleep(0.2)
-                continue
-            raise SetupError(f"{folder}: another run is writing here; wait for it, or choose another folder.") from None
+            if not wait:
+                raise SetupError(f"{path.parent}: another run is writing here; wait for it, or choose another folder.") from None
+            if wait is True:
+                print(f"note: {path.parent}: another run is writing here; waiting for it", file=sys.stderr)
+            wait = "said"
+            time.sleep(0.2)
+            continue
         if path.exists() and os.path.samestat(os.fstat(handle), os.stat(path)):
-            break
+            return handle
         os.close(handle)  # the run before us removed the file between our open and our lock
-    try:
-        yield
-    finally:
-        if fcntl:
-            path.unlink(missing_ok=True)
-        os.close(handle)
-        if ours and not any(path.parent.iterdir()):
-            path.parent.rmdir()  # nothing came of the run: leave no empty folder behind
 
 
 def remove(path):

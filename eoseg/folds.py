@@ -84,7 +84,7 @@ def write(config, single, results, table, whole, test, division):
     scoreplots.draw_confusion(whole["confusion_matrix"], list(whole["per_class"]), path_of(config, "kfold_confusion_matrix.png"), f"{title}, out of fold")
     metrics = {"validation": table, "out_of_fold": whole, "folds": results, "test": test, "division": {"by": division.by, "left_out": division.left_out,
                "patches": [[len(part) for part in fold] for fold in division.folds]}, "config": dict(vars(config))}
-    files.write_json(path_of(config, "kfold_metrics.json"), metrics)
     files.write_json(card_of(config), files.read_json(card_of(single[0])) | {"options": metrics["config"], "folds": count})
+    files.write_json(path_of(config, "kfold_metrics.json"), metrics)  # the last: by it `conclude` knows that all is done
     print(f"wrote     {path_of(config, 'kfold_metrics.json')}; map with all folds: --model {Path(config.save_dir)}/fold*/{config.model_name}_final.pth")
     return files.read_json(path_of(config, "kfold_metrics.json"))

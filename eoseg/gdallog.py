@@ -81,7 +81,13 @@ def hush_libtiff():
             ctypes.CDLL(str(library)).TIFFSetErrorHandler(None)
 
 
-sys.unraisablehook = unspoken
+def unprinted(kind, error, trace, before=sys.excepthook):
+    """The same failure is printed first, as if the program ended by it."""
+    if kind is not UnicodeDecodeError or trace is not None:
+        before(kind, error, trace)
+
+
+sys.unraisablehook, sys.excepthook = unspoken, unprinted
 hush_libtiff()
 hear("rasterio", logging.INFO)
 hear("tifffile", logging.ERROR)  # its warnings are of odd values, such as the nodata -3.4028234663852886e+38 that many programs write

@@ -64,7 +64,7 @@ def palette_of(names, file=None, numbers=None, say=print):
 def entries_of(file):
     """What a palette file says: [(where, words that may name the class, (r, g, b))]."""
     try:
-        text = Path(file).read_text(encoding="utf-8-sig")  # as Windows writes it, too
+        text = files.read_text(file)
     except OSError as error:
         raise SetupError(f"--palette {file}: {error.strerror}; check the path.") from None
     except ValueError:

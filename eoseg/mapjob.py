@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -199,10 +200,10 @@ def by_number(values, numbers, otherwise):
 def refuse_existing(job):
     """Inputs are never overwritten, existing maps and what lies beside them only when told."""
     refuse_in_the_way(job)
-    there, options = [file for file in dict.fromkeys(job.written()) if file.exists()], job.options
+    there, options = [file for file in dict.fromkeys(job.written()) if os.path.lexists(file)], job.options
     for source in filter(None, [job.path, options.aoi and options.aoi.split("|layername=")[0], options.palette, *(one.path for one in job.network.members)]):
         for file in there:
-            if Path(source).exists() and file.samefile(source):
+            if Path(source).exists() and file.exists() and file.samefile(source):
                 raise SetupError(f"--output {job.output}: {file} is the input itself; name another file." if source == job.path
                                  else f"{file}: is read and would be written; name another file.")
     going_on = options.resume and (job.output.exists() or in_the_making(job.output) or legends.is_card(beside(job.output, ".json")))

@@ -2,7 +2,7 @@
 
 import dataclasses as dc
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from itertools import chain
 
 from eoseg import budget, files
@@ -14,7 +14,7 @@ from eoseg.network import network_size
 from eoseg.parallel import Behind, ahead
 from eoseg.predict import fill
 from eoseg.quickening import quicken
-from eoseg.scenes import Index
+from eoseg.scenes import INDEX, Index, check_sides
 
 
 def map_all(network, maps, folder, options, say=print, bar=lambda items, **settings: items):
@@ -29,12 +29,16 @@ def map_all(network, maps, folder, options, say=print, bar=lambda items, **setti
         SetupError: options that no scene could be mapped with.
     """
     check_options(network, options)
+    check_sides(maps, options)
     palette_of(network.class_names, options.palette, say=say)
     quicken(network, options.compile, say)
     size = network_size(network, options.patch_size)
     means = budget.means_of(network, options)._replace(tried=budget.tried(network, (size, size), budget.batch_of(network, options), options.tta))
-    index, options = Index(folder, maps), dc.replace(options, resume=not options.overwrite)
-    with Behind(most=1) as behind, closing(ahead(begun(network, maps, options, say, means))) as coming:
+    options = dc.replace(options, resume=not options.overwrite)
+    with ExitStack() as held:
+        held.enter_context(files.lock(folder, f".{INDEX}.lock"))
+        index, behind = held.enter_context(closing(Index(folder, maps))), held.enter_context(Behind(most=1))
+        coming = held.enter_context(closing(ahead(begun(network, maps, options, say, means))))
         for scene, job, error in coming:
             if error is not None:
                 fail(index, scene, error, say)

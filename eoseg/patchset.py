@@ -4,6 +4,7 @@ import contextlib
 import csv
 import functools
 import hashlib
+import io
 import json
 import os
 from pathlib import Path
@@ -144,7 +145,7 @@ class Memory:
             return
         self.root, self.stamps = self.path.parent, stamps_of(pairs)
         self.names = {image: name_within(image, self.root) for image, _ in pairs if image in self.stamps}
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent, damaged, or another program's
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # absent, damaged, or another program's
             text = self.path.read_text(encoding="utf-8")
             found = json.loads(text)["pairs"]
             self.entries = found if text_of(found) == text else {}

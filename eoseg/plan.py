@@ -253,7 +253,9 @@ def write_grid(image, path, options, overwrite, say=print):
     path = Path(path)
     if path.suffix.lower() not in (".gpkg", ".geojson", ".fgb"):
         raise SetupError(f"--output {path}: is no format that grids are written in; name a .gpkg, .geojson or .fgb file.")
-    if path.exists() and not overwrite:
+    if path.exists() and any(Path(read).exists() and path.samefile(read) for read in (image, (options.aoi or "").split("|layername=")[0])):
+        raise SetupError(f"--output {path}: is read itself; name another file.")
+    if (path.exists() or path.is_symlink()) and not overwrite:
         raise SetupError(f"--output {path}: exists; choose another name, or give --overwrite to replace it.")
     with raster.Scene(image) as scene:
         if scene.transform.is_identity:

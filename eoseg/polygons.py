@@ -29,6 +29,7 @@ def target_of(options, output):
     """
     word = options.polygons
     target = beside(output, word) if word.lower() in SUFFIXES else Path(word)
+    vector.check_name(target, "--polygons ")
     if target.suffix.lower() not in SUFFIXES or word.startswith("/vsi"):
         raise SetupError(f"--polygons {word}: is no format for polygons; end it in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
     if target.suffix.lower() == ".parquet" and importlib.util.find_spec("pyarrow") is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eoseg import budget, files, raster
+from eoseg import budget, files, patchfile
 from eoseg.blending import Blending, arrived
 from eoseg.deciding import decide
 from eoseg.errors import SetupError
@@ -92,4 +92,4 @@ def save_tile(probability, blending, index, j, job):
     known = blending.valid[:, col - blending.strip.begin :][:, : job.cols.size]
     tile = np.where(known, classes, options.output_nodata).astype(job.layers[-1].dtype)
     path, window = beside(job.output, "_patches") / f"patch_{row}_{col}.tif", Window(row, col, *tile.shape)
-    files.write_bytes(path, raster.patch_bytes(tile[None], job.scene.placed(window), job.scene.crs, options.output_nodata, ["class"]))
+    files.write_bytes(path, patchfile.patch_bytes(tile[None], job.scene.placed(window), job.scene.crs, options.output_nodata, ["class"]))

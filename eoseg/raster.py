@@ -14,7 +14,6 @@ from affine import Affine
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
 
@@ -23,7 +22,7 @@ from eoseg.bands import band_names, choose_bands
 from eoseg.errors import DataError, ReadError, SetupError
 from eoseg.tiles import same_grid, strips
 from eoseg.validity import called_alpha, held, is_alpha, mask_kind, missing_and_valid
-from eoseg.vetting import check_file, check_header
+from eoseg.vetting import MOST_SHRUNK, check_file, check_header
 from eoseg.vrt import vrt_of
 
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # said in our own words where it matters
@@ -51,7 +50,7 @@ def open_raster(path, threads=1):
     with gdallog.listening() as heard:
         try:
             src = rasterio.open(path, **({"num_threads": threads} if threads > 1 and str(path).lower().endswith((".tif", ".tiff")) else {}))
-        except RasterioError as error:
+        except (RasterioError, UnicodeDecodeError) as error:  # rasterio takes GDAL's messages for UTF-8, though they may quote bytes of the file
             raise DataError(f"{path}: cannot be opened as a raster ({error}); check the file with gdalinfo.") from None
         try:
             if gdallog.damage(heard):
@@ -79,7 +78,7 @@ class Scene:
     """
 
     def __init__(self, path, bands=None, nodata=None, require_all_bands=False, like=None, resampling="bilinear", threads=THREADS // 2):
-        self.path, self.file, self.require_all_bands, self.broken = path, open_raster(path, threads), require_all_bands, False
+        self.path, self.file, self.require_all_bands = path, open_raster(path, threads), require_all_bands
         names = band_names(self.file)
         colour = [number for number in self.file.indexes if not is_alpha(self.file, number)]
         self.bands = choose_bands(names, bands, path) if bands else colour or [1]
@@ -93,17 +92,18 @@ class Scene:
         self.alpha = spare[0] if spare else None  # the band that is a mask; GDAL itself heeds it in files of 2 and 4 bands alone
         self.masked = self.alpha is not None or mask_kind(self.file) == "mask"
         self.moved = like is not None and not same_grid(self.file, like)
-        self.src = self._onto(like, resampling) if self.moved else self.file
+        self.onto = like, resampling, self.alpha
+        self.src = self._onto(*self.onto) if self.moved else self.file
         self.height, self.width = self.src.height, self.src.width
         self.crs, self.transform = self.src.crs, self.src.transform
 
-    def _onto(self, like, resampling):
+    def _onto(self, like, resampling, alpha):
         """This scene on the grid of another one; an alpha band tells where it has no pixels."""
         if not self.file.crs or not like.crs:
             raise DataError(f"{self.path}: lies on another grid than {like.path} and one of them has no CRS; set it with gdal_edit.py -a_srs.")
         nodata = self.fill if self.fill is not None or self.dtype.kind != "f" else np.nan
-        view = aligned(self.file, like, resampling, nodata, self.alpha)
-        self.alpha, self.masked = self.alpha or view.count, True
+        view = aligned(self.file, like, resampling, nodata, alpha)
+        self.alpha, self.masked = alpha or view.count, True
         return view
 
     def __enter__(self):
@@ -163,19 +163,25 @@ class Scene:
 
     def raw(self, window):
         """What the file holds in a window: pixels (B, H, W), and the mask (H, W) of files that have one, else True."""
-        where, lost = grid_window(window), self.broken and "others before them could not"
+        where = grid_window(window)
         try:
             with gdallog.listening() as heard:
                 pixels = self.src.read(self.bands, window=where, out_dtype=self.dtype)
                 mask = (self.src.read(self.alpha, window=where) if self.alpha else self.src.dataset_mask(window=where)) > 0 if self.masked else True
-            lost = lost or gdallog.damage(heard)
+            lost = gdallog.damage(heard)
         except RasterioError as error:
             lost = deepest(error)
         if lost:
-            self.broken = self.file.driver != "GTiff"  # what such a driver gives at the next try may be zeros
+            self._forget()
             raise ReadError(f"{self.path}: rows {window.row} to {window.row + window.height - 1} cannot be read ({lost}); "
                             "the file is truncated or damaged, copy or download it again.")
         return pixels, mask
+
+    def _forget(self):
+        """Open the file anew, for one thread: GDAL's cache may hold zeros for a block that could not be decoded, and the next read would take them for pixels."""
+        self.close()
+        self.file = open_raster(self.path)
+        self.src = self._onto(*self.onto) if self.moved else self.file
 
     def judged(self, pixels, mask):
         """Which of the pixels that `raw` read count: missing (B, H, W), valid (H, W)."""
@@ -226,32 +232,6 @@ def bounds_in(src, crs):
 # ---------------------------------------------------------------- patches
 
 
-def patch_bytes(pixels, transform, crs, nodata=None, names=None, compress="deflate", mask=None):
-    """A patch (B, H, W) as the bytes of one GeoTIFF, band by band, each band one block.
-
-    Made in memory and written by Python, which reports a full disk; GDAL does not always.
-
-    Args:
-        compress: deflate (level 1; tifffile reads it without further packages), lzw, zstd or none; types of up to
-            32 bits with horizontal differencing.
-        mask: (H, W) bool, False where no pixel is; for images whose invalid pixels no nodata value marks.
-    """
-    count, height, width = pixels.shape
-    options = {"deflate": {"zlevel": 1}, "zstd": {"zstd_level": 1}}.get(compress, {})
-    if compress != "none":
-        options |= {"compress": compress, "predictor": 2 if pixels.dtype.itemsize <= 4 else 1}
-    options["alpha"] = "no"  # GDAL takes the last of four 8-bit bands for transparency; in patches it is a band
-    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), MemoryFile() as memory:
-        with memory.open(driver="GTiff", count=count, height=height, width=width, dtype=pixels.dtype, crs=crs,
-                         transform=transform, nodata=nodata, interleave="band", blockysize=height, **options) as dst:
-            dst.write(pixels)
-            if mask is not None:
-                dst.write_mask(mask)
-            for number, name in enumerate(names or [], 1):
-                dst.set_band_description(number, name)
-        return memory.read()
-
-
 class Stored(NamedTuple):
     """What a patch file holds."""
 
@@ -273,7 +253,7 @@ def stored(path, label=False):
     Raises:
         DataError: missing, damaged, several images in one file, or a `label` of several bands.
     """
-    found = read_with_tifffile(path) or read_with_gdal(path)
+    found = os.path.isfile(path) and read_with_tifffile(path) or read_with_gdal(path)  # a pipe would never end
     if label and len(found.pixels) != 1:
         raise DataError(f"{path}: has {len(found.pixels)} bands; a label is one band of class codes.")
     if label and found.mask is not True:  # what a mask hides is unlabelled, as NaN is
@@ -304,8 +284,11 @@ def read_with_tifffile(path):
         return None
     try:
         with gdallog.listening() as heard, tifffile.TiffFile(path) as tif:
-            images = [page for page in tif.pages if not page.subfiletype and page.dtype.kind != "c"]  # overviews and masks have a type; GDAL refuses complex ones
-            masks = [page.asarray() > 0 for page in tif.pages if page.subfiletype == 4]
+            pages = [tif.pages[i] for i in range(len(tif.pages))]  # to go through them by themselves takes for ever where the last leads to the first
+            if max(page.nbytes for page in pages) > MOST_SHRUNK * tif.filehandle.size:
+                return None  # GDAL's header check has words for it
+            images = [page for page in pages if not page.subfiletype and page.dtype.kind != "c"]  # overviews and masks have a type; GDAL refuses complex ones
+            masks = [page.asarray() > 0 for page in pages if page.subfiletype == 4]
             page = images[0]
             if page.dtype in (np.bool_, np.float16):  # which GDAL reads as uint8 and float32
                 return None
@@ -348,10 +331,13 @@ def raw_to_cog(raw, target, look):
         look: dict of height, width, dtype, crs, transform, nodata, `bands` (their descriptions), `overview` (how GDAL thins
             them: MODE for classes, AVERAGE for measurements), perhaps `scale`, and `tags`, a dict of text; for classes `colours` [(r, g, b)] and `names`.
     """
-    vrt, part_names = files.part_of(target, "part.vrt"), files.part_of(target, "part.aux.xml")
+    vrt, part_names = (files.fresh(files.part_of(target, kind)) for kind in ("part.vrt", "part.aux.xml"))
     names = target.with_name(target.name + ".aux.xml")
 
     def complete(part):
+        lost = [text for text in heard if "Unable to save" in text]  # for GDAL, a map without the names of its classes will do
+        if lost:
+            raise SetupError(f"{target}: could not be written whole ({lost[0]}); is the disk full?")
         check_map(part, look)
         if part_names.exists():  # class names: first the names, then the map, so that no map stands there without
             files.put(part_names, names)
@@ -360,10 +346,10 @@ def raw_to_cog(raw, target, look):
 
     try:
         vrt.write_text(vrt_of(raw, look), encoding="utf-8")
-        with files.replacing(target, check=complete) as part, rasterio.Env(GDAL_CACHEMAX=WRITING):
+        with gdallog.listening() as heard, files.replacing(target, check=complete) as part, rasterio.Env(GDAL_CACHEMAX=WRITING):
             rasterio.shutil.copy(vrt, part, driver="COG", compress="DEFLATE", bigtiff="IF_SAFER",
                                  overview_resampling=look["overview"], predictor="YES", num_threads="2")
-    except RasterioError as error:
+    except (RasterioError, CPLE_BaseError, SystemError) as error:  # whatever rasterio makes of GDAL's words
         raise SetupError(f"{target}: could not be written ({deepest(error)}); is the disk full?") from None
     finally:
         vrt.unlink(missing_ok=True)
@@ -371,12 +357,16 @@ def raw_to_cog(raw, target, look):
 
 
 def check_map(path, look):
-    """Re-open what GDAL wrote: it does not report every full disk."""
+    """Re-open what GDAL wrote: it does not report every full disk, and the last writes not at all. Where a block is missing, there would be nodata."""
     with rasterio.open(path) as src:
         if (src.height, src.width, src.count, src.dtypes[0]) != (look["height"], look["width"], len(look["bands"]), look["dtype"]):
             raise SetupError(f"{path}: was not written whole; is the disk full?")
-        for _, window in src.block_windows(1):
-            src.read(window=window)  # every block decodes
+        for level in (None, *range(len(src.overviews(1)))):
+            with rasterio.open(path, **({} if level is None else {"overview_level": level})) as view:
+                for (row, col), window in view.block_windows(1):
+                    view.read(window=window)  # every block decodes
+                    if any(src.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=band, ovr=level) is None for band in src.indexes):
+                        raise SetupError(f"{path}: was not written whole; is the disk full?")
 
 
 def thumbnail(path, longest=1200, bands=None, nodata=None):

@@ -7,13 +7,14 @@ from eoseg.errors import SetupError, listing
 
 ENDINGS = {"best_loss", "best_iou", "final", "last", "previous", "training_plot", "training_log", "per_class_iou", "metrics", "trace", "kfold", "kfold_metrics",
            "confusion_matrix", "validation_panel", "reliability", "validation_patches", "test_patches", "summary", "run", "kfold_confusion_matrix", "kfold_summary"}
+SUFFIXES = {".pth", ".png", ".csv", ".json", ".txt"}
 
 
 def earlier_run(config):
     """Files of an earlier run of the same network in --save_dir, and of its folds."""
     folder, model = Path(config.save_dir), config.model_name
     places = [folder, *folder.glob("fold[0-9]*")]
-    named = [path for place in places for path in place.glob(f"{model}_*") if path.name[len(model) + 1 :].split(".")[0] in ENDINGS]
+    named = [path for place in places for path in place.glob(f"{model}_*") if path.suffix in SUFFIXES and path.stem[len(model) + 1 :] in ENDINGS]
     return sorted({*named, *(path for place in places for path in place.glob("run.json") if owner(path) == model)})
 
 
@@ -24,8 +25,10 @@ def check_folder(config):
         SetupError: it is there, and neither --resume nor --overwrite was given.
     """
     there = earlier_run(config)
-    if config.overwrite and config.init_weights and Path(config.init_weights).resolve() in [path.resolve() for path in there]:
-        raise SetupError(f"--init_weights {config.init_weights}: lies among the files that --overwrite removes; copy it elsewhere, or give another --save_dir.")
+    for flag in ("init_weights", "encoder_weights") if config.overwrite else ():
+        file = getattr(config, flag)
+        if file and Path(file).exists() and any(path.exists() and path.samefile(file) for path in there):
+            raise SetupError(f"--{flag} {file}: lies among the files that --overwrite removes; copy it elsewhere, or give another --save_dir.")
     if there and not (config.resume or config.overwrite):
         raise SetupError(f"--save_dir {config.save_dir}: holds a run of {config.model_name} ({listing([p.name for p in there], 3)}); give --resume to go on with it, "
                          "--overwrite to replace it, or another --save_dir.")

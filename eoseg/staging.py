@@ -26,18 +26,37 @@ def fingerprint(pairs, options):
     settings = settings_of(options)
     for pair in pairs:
         for path in [*pair.inputs(), *([options.aoi] if options.aoi else [])]:
-            file = Path(path.split("|layername=")[0])
+            file = file_of(path)
             stat = file.stat() if file.exists() else None
             settings[f"{pair.name}:{path}"] = [stat.st_size, stat.st_mtime] if stat else None
     return json.loads(json.dumps(settings))
 
 
-def refuse_existing(output, options):
-    """Existing patches are never touched without being told."""
+def file_of(path):
+    """The file of `file|layername=one`."""
+    return Path(path.split("|layername=")[0])
+
+
+def inputs_of(pairs, options):
+    """Every file that is read for the pairs, once."""
+    return dict.fromkeys(file_of(path) for pair in pairs for path in [*pair.inputs(), *([options.aoi] if options.aoi else [])])
+
+
+def refuse_existing(output, options, pairs=()):
+    """Existing patches are never touched without being told, and inputs that lie among them not at all."""
     if output.exists() and not output.is_dir():
         raise SetupError(f"--output {output}: is a file; name a folder.")
+    if {*"\t\r\n"} & {*str(output)}:
+        raise SetupError(f"--output {str(output)!r}: has a tab or a line break in its name, which no vector format takes; choose another folder.")
+    going = {Path(os.path.realpath(output), name) for name in (*RESULTS, STAGING)}
+    for path in inputs_of(pairs, options):
+        true, link = Path(os.path.realpath(path)), Path(os.path.realpath(path.parent), path.name)
+        if going & {true, link, *true.parents, *link.parents}:
+            raise SetupError(f"{path}: is read, and would be replaced by what is written to --output {output}; copy it elsewhere, or choose another folder.")
     there = [name for name in RESULTS if (output / name).exists()]
     if there and not options.overwrite:
+        if not (options.dry_run or (output / STAGING / "settings.json").exists()):
+            discard(output / STAGING)  # of a run that was killed when all was in its place
         raise SetupError(f"--output {output}: holds patches already ({listing(there)}); choose another folder, "
                          "or give --overwrite to replace them. (--resume goes on with an extraction that was cut off.)")
 
@@ -62,7 +81,9 @@ def prepare(staging, settings, goes_on, folders):
 
 
 def discard(staging):
-    """Remove the staging folder; killed meanwhile, it leaves nothing that looks like a run to go on with."""
+    """Remove the staging folder; killed meanwhile, it leaves nothing that looks like a run to go on with. What a link leads to is left alone."""
+    if staging.is_symlink():
+        return files.remove(staging)
     for name in (COMPLETE, "settings.json"):
         files.remove(staging / name)
     files.remove(staging)
@@ -80,16 +101,9 @@ class Journal:
 
     def __init__(self, staging, folders, sync):
         self.done, self.staging, self.folders, self.sync = {}, staging, (*folders, "labels"), sync
-        read, path = 0, staging / "journal.jsonl"
-        for line in path.read_bytes().splitlines(True) if path.exists() else []:
-            try:
-                name, *rest = json.loads(line)
-            except ValueError:  # the kill came while this line was written
-                break
-            if not line.endswith(b"\n"):
-                break
-            self.done[name] = rest
-            read += len(line)
+        path = staging / "journal.jsonl"
+        lines, read = files.unsealed(path.read_bytes() if path.exists() else b"")
+        self.done |= {name: rest for name, *rest in lines}
         self.lines, self.statistics = open(path, "ab"), open(staging / "statistics.bin", "a+b")
         self.lines.truncate(read)
 
@@ -123,7 +137,7 @@ class Journal:
             self.statistics.write(content)
         self.statistics.flush()
         self.done[name] = [entry, spans, memory, [path.stat().st_size for path in paths]]
-        self.lines.write(json.dumps([name, *self.done[name]]).encode() + b"\n")
+        self.lines.write(files.sealed([name, *self.done[name]]))
         self.lines.flush()
         for path in paths:
             self.sync(path)

@@ -1,6 +1,7 @@
 """Grids and label polygons: the only room that opens vector files."""
 
 import difflib
+import io
 import re
 import unicodedata
 import warnings
@@ -44,6 +45,8 @@ def read_layer(path, crs=None):
     file, _, layer = str(path).partition("|layername=")
     if not Path(file).exists():
         raise DataError(f"{file}: no such file; check the path.")
+    if not (Path(file).is_file() or Path(file).is_dir()):  # a pipe would never end; a .gdb is a folder
+        raise DataError(f"{file}: is not a file; name one vector file.")
     stat = Path(file).stat()
     frame = read_once(file, layer, stat.st_mtime_ns, stat.st_size).copy()
     if crs == "image":
@@ -316,35 +319,35 @@ def frame_of(table, shapes, crs):
     return geopandas.GeoDataFrame(table, geometry=list(shapes), crs=crs)
 
 
+def check_name(path, flag=""):
+    """Raises SetupError for a name that GDAL's vector formats would shorten: the layer would lie elsewhere."""
+    if {*"\t\r\n"} & {*str(path)} or ";" in path.name:
+        raise SetupError(f"{flag}{str(path)!r}: has a tab, a line break or a semicolon in its name, which no vector format takes; choose another name.")
+
+
 def write_layer(frame, path, **settings):
     """Write a GeoDataFrame under its suffix's format, whole or not at all; the same frame gives the same bytes.
+
+    It is made in memory: over a full disk GDAL leaves away the end of a GeoJSON, or the index of a GeoPackage, and says nothing.
 
     Args:
         settings: of the format, as `pyogrio.write_dataframe` takes them; GeoParquet has none.
     """
     import pyogrio
 
+    check_name(path)
     pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2000-01-01T00:00:00.000Z"})
-    part = files.part_of(path, "part" + path.suffix.lower())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    discard(part)  # a killed run's
-    try:
-        if part.suffix == ".parquet":
-            frame.to_parquet(part)
-        else:
-            settings.update(layer=path.stem, engine="pyogrio")
+    content = io.BytesIO()
+    if path.suffix.lower() == ".parquet":
+        frame.to_parquet(content)
+    else:
+        settings.update(layer=re.sub(r"^\W+", "", path.stem) or "layer", engine="pyogrio", driver=pyogrio.detect_write_driver(f"x{path.suffix}"))
+        try:
             try:
-                frame.to_file(part, **settings)
+                frame.to_file(content, **settings)
             except CRSError:  # some custom systems cannot be said in the WKT of GeoPackages
-                frame.set_crs(None, allow_override=True).to_file(part, **settings)
-        files.put(part, path)
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, pyogrio.errors.FeatureError) as error:
-        raise SetupError(f"{path}: could not be written ({str(error).splitlines()[0]}); is the disk full?") from None
-    finally:
-        discard(part)
-
-
-def discard(part):
-    """Remove a half-written file, and what SQLite keeps beside one: an old journal would be played back into a new file."""
-    for ending in ("", "-journal", "-wal", "-shm"):
-        part.with_name(part.name + ending).unlink(missing_ok=True)
+                content = io.BytesIO()
+                frame.set_crs(None, allow_override=True).to_file(content, **settings)
+        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, pyogrio.errors.FeatureError) as error:
+            raise SetupError(f"{path}: could not be written ({str(error).splitlines()[0]}); is the memory full?") from None
+    files.write_bytes(path, content.getbuffer())

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import rasterio.errors
 from conftest import ROOT
 
 from eoseg import errors, tracking
@@ -52,12 +53,14 @@ def oserror(number, *names):
     (oserror(28, "/x/map.tif"), 2, "/x/map.tif: the disk is full; free some space and run again."),
     (oserror(122), 2, "output folder: the disk is full; free some space and run again."),
     (oserror(13, "/x/map.tif"), 2, "/x/map.tif: Permission denied; check the path and its permissions."),
+    (oserror(5, "/x/map.tif"), 2, "/x/map.tif: Input/output error; check the disk and the connection to it, and run again."),
     (FileNotFoundError(2, "No such file or directory", "a.json"), 2, "a.json: No such file or directory; check the path and its permissions."),
     (oserror(21, "/x/.map.tif.part", None, "/x/map.tif"), 2, "/x/map.tif: Is a directory; check the path and its permissions."),
     (MemoryError("2 GiB"), 2, "memory: not enough for this step (2 GiB); use a smaller --batch_size or --patch_size."),
     (RuntimeError("CUDA out of memory. Tried"), 2, "memory: not enough for this step (CUDA out of memory. Tried); use a smaller --batch_size or --patch_size."),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2,
      "memory: not enough for this step (DefaultCPUAllocator: can't allocate memory); use a smaller --batch_size or --patch_size."),
+    (rasterio.errors.CRSError("no such thing"), 2, "rasterio: no such thing; one of the files given is damaged or odd, look at them with gdalinfo and ogrinfo (--debug shows which step failed)."),
     (DataError('Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File "x.py", line 1\neoseg.errors.DataError: '
                "a.tif: cannot be read (RasterioIOError: bad); copy it."), 2, "a.tif: cannot be read (RasterioIOError: bad); copy it."),
 ])
@@ -66,7 +69,7 @@ def test_what_a_user_can_mend_is_one_last_line(capsys, error, status, line):
     assert (code, out, err) == (status, "half way\n", f"error: {line}\n")
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), RuntimeError("size mismatch"), OSError("no number"), oserror(5), AssertionError(), ZeroDivisionError()])
+@pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), RuntimeError("size mismatch"), OSError("no number"), oserror(22), AssertionError(), ZeroDivisionError()])
 @pytest.mark.parametrize("words", [(), ("--debug",)])
 def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch, error, words):
     def main():
@@ -128,6 +131,11 @@ def test_a_full_disk_under_stdout_is_said_too(main, line):
         run = process(main, stdout=full)
         _, err = run.communicate(timeout=20)
     assert run.returncode == 2 and err.startswith(f"error: {line}") and err.count("\n") == 1
+
+
+def test_a_warning_of_a_library_is_a_note_of_ours():
+    run = process("import warnings; warnings.warn('two\\n lines')")
+    assert run.communicate(timeout=20)[1] == "note: two lines\n"
 
 
 def test_a_reader_that_has_gone_is_no_traceback():

@@ -8,7 +8,7 @@ from conftest import ROOT
 
 FLOORS = [  # a module imports only from floors above it in this list
     {"errors"},  # beneath all: even the lowest floor must be able to say what is wrong
-    {"tiles", "files", "schedule", "vrt", "coding", "validity", "parallel", "flags", "stopping", "scaling", "scoring", "memory", "gdalenv", "gdallog", "claims"},
+    {"tiles", "files", "schedule", "vrt", "coding", "validity", "parallel", "flags", "stopping", "scaling", "scoring", "memory", "gdalenv", "gdallog", "claims", "patchfile"},
     {"vetting", "config", "bands", "intervals", "tiling"},
     {"raster", "normalize", "augment", "metrics", "unet", "device", "georef", "pairing", "patchset", "splits", "vector", "scenes", "optim", "runfolder", "profiling", "deciding"},
     {"data", "models", "checkpoint", "tracking", "plots", "patchscores", "calibrating", "advice", "areas", "cutting", "labels", "mapfile", "places", "staging", "survey", "packing"},
@@ -29,7 +29,7 @@ FLOORS = [  # a module imports only from floors above it in this list
 WITHOUT_TORCH = {"errors", "tiles", "files", "raster", "normalize", "config", "flags", "extract", "plots", "Patch_extraction_v2", "schedule", "vrt", "coding",
                  "georef", "pairing", "patchset", "splits", "vector", "cutting", "labels", "tracking", "mapfile", "validity", "patchplots", "legends",
                  "parallel", "vetting", "places", "staging", "plan", "survey", "packing", "source", "stopping", "bands", "scoring", "intervals", "patchscores", "scoreplots", "partition", "sweeps", "comparing", "drawing", "panel", "advice",
-                 "memory", "scenes", "tiling", "fitting", "reading", "polygons", "gdalenv", "gdallog"}
+                 "memory", "scenes", "tiling", "fitting", "reading", "polygons", "gdalenv", "gdallog", "patchfile"}
 MODULES = [*ROOT.glob("*.py"), *ROOT.glob("eoseg/[!_]*.py")]
 OPENERS = re.compile(r"\brasterio\.open\(|\btifffile\.(?:TiffFile|imread|imwrite)\(|\bcv2\.im(?:read|write)\(")
 

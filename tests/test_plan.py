@@ -232,12 +232,12 @@ def test_an_area_beside_one_scene_of_several_leaves_that_one_out(tmp_path, scrip
     assert {row["scene"] for row in rows_of(tmp_path / "out").values()} == {"image_1.tif"} and table(out) == {"cells": 12, "ok": 6, "outside the aoi": 6}
 
 
-def test_a_full_disk_under_the_outlines_is_one_line(tmp_path, script, monkeypatch):
+def test_outlines_that_gdal_cannot_write_are_one_line(tmp_path, script, monkeypatch):
     import pyogrio
 
     image, _, _, _ = scene_and_label(tmp_path)
     monkeypatch.setattr(geopandas.GeoDataFrame, "to_file", lambda *args, **kw: (_ for _ in ()).throw(pyogrio.errors.FeatureError("no such table")))
-    assert "grid.gpkg: could not be written (no such table); is the disk full?" in error_of(*script("Patch_extraction_v2", "grid", "--image", image, "--output", tmp_path / "grid.gpkg")[::2])
+    assert "grid.gpkg: could not be written (no such table); is the memory full?" in error_of(*script("Patch_extraction_v2", "grid", "--image", image, "--output", tmp_path / "grid.gpkg")[::2])
 
 
 def test_a_crs_that_a_geopackage_cannot_say_costs_nothing_but_its_name(tmp_path, single):

@@ -148,7 +148,7 @@ def test_geojson_is_in_degrees_whatever_the_map_is_in(tmp_path):
 
 
 def test_parquet_keeps_the_map_s_crs_or_names_the_package_it_needs(tmp_path, monkeypatch):
-    monkeypatch.setattr(geopandas.GeoDataFrame, "to_parquet", lambda frame, part: part.write_text(f"{frame.crs.to_epsg()} {len(frame)}"))
+    monkeypatch.setattr(geopandas.GeoDataFrame, "to_parquet", lambda frame, part: part.write(f"{frame.crs.to_epsg()} {len(frame)}".encode()))
     polygons.write(tmp_path / "areas.parquet", MAP, None, look_of(MAP), NAMES, range(3), PredictionConfig())
     assert (tmp_path / "areas.parquet").read_text() == "32630 5"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -191,8 +191,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_of_its_own(tmp_path,
     (tmp_path / "areas.gpkg").write_text("of yesterday")
 
     def fails(frame, part, **settings):
-        part.write_text("half")
-        part.with_name(part.name + "-journal").write_text("half")
+        part.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(geopandas.GeoDataFrame, "to_file", fails)

@@ -8,7 +8,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine, from_origin
 
-from eoseg import raster, validity
+from eoseg import patchfile, raster, validity
 from eoseg.errors import DataError, ReadError, SetupError
 from eoseg.tiles import Window
 
@@ -42,7 +42,7 @@ def save(path, content):
 def test_a_patch_comes_back_bit_for_bit_from_every_reader(tmp_path, dtype, bands, height, width, compress):
     pixels = extremes(bands, height, width, dtype)
     names = [f"name {n}" for n in range(bands)]
-    path = save(tmp_path / "p.tif", raster.patch_bytes(pixels, PLACE, "EPSG:32630", 7, names, compress))
+    path = save(tmp_path / "p.tif", patchfile.patch_bytes(pixels, PLACE, "EPSG:32630", 7, names, compress))
     with rasterio.open(path) as src:
         assert src.read().tobytes() == pixels.tobytes() and src.dtypes == (dtype,) * bands
         assert src.transform == PLACE and src.crs == "EPSG:32630" and src.nodata == 7 and src.descriptions == tuple(names)
@@ -73,7 +73,7 @@ def test_patches_of_other_programs_are_read_as_gdal_reads_them(tmp_path, dtype, 
 
 def test_a_patch_with_a_mask_brings_it_along(tmp_path):
     mask = np.arange(35).reshape(5, 7) % 3 > 0
-    path = save(tmp_path / "p.tif", raster.patch_bytes(np.ones((2, 5, 7), "uint8"), PLACE, None, mask=mask))
+    path = save(tmp_path / "p.tif", patchfile.patch_bytes(np.ones((2, 5, 7), "uint8"), PLACE, None, mask=mask))
     assert (raster.read_patch(path)[2] == mask).all()
     assert (raster.read_with_gdal(path)[2] == mask).all()
 
@@ -95,7 +95,7 @@ def test_nodata_tags_are_understood_and_those_no_pixel_can_hold_are_harmless(tmp
 
 
 def test_damage_and_files_of_several_images_are_named(tmp_path):
-    good = raster.patch_bytes(extremes(3, 64, 64, "uint16"), PLACE, "EPSG:32630")
+    good = patchfile.patch_bytes(extremes(3, 64, 64, "uint16"), PLACE, "EPSG:32630")
     with pytest.raises(DataError, match="cut.tif: "):
         raster.read_patch(save(tmp_path / "cut.tif", good[: len(good) // 2]))
     with pytest.raises(DataError, match="flip.tif: "):
@@ -105,7 +105,7 @@ def test_damage_and_files_of_several_images_are_named(tmp_path):
     with pytest.raises(DataError, match="pages.tif: holds 5 images"):
         raster.read_patch(pages)
     with pytest.raises(DataError, match="two.tif: has 2 bands; a label is one"):
-        raster.read_label(save(tmp_path / "two.tif", raster.patch_bytes(np.zeros((2, 4, 4), "uint8"), PLACE, None)))
+        raster.read_label(save(tmp_path / "two.tif", patchfile.patch_bytes(np.zeros((2, 4, 4), "uint8"), PLACE, None)))
 
 
 def test_a_label_comes_with_the_value_of_its_nodata_tag(tmp_path):
