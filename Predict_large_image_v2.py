@@ -8,7 +8,6 @@ Bands, normalisation and classes come from the checkpoint. The map is a Cloud-Op
 colours and class names; --save_confidence adds a map of how sure the network is.
 """
 
-import argparse
 import dataclasses as dc
 import os
 import re
@@ -47,21 +46,14 @@ def main(argv=None):
 
 def parse(argv):
     parser = flags.Parser(description=__doc__)
-    parser.add_argument("--model", required=True, type=filled, nargs="+", action="extend", metavar="CKPT",
+    parser.add_argument("--model", required=True, type=flags.filled, nargs="+", action="extend", metavar="CKPT",
                         help="checkpoint, or a folder that holds one *_final.pth or fold1/ ...; several are averaged")
-    parser.add_argument("--input", required=True, type=filled, nargs="+", action="extend", metavar="SCENE",
+    parser.add_argument("--input", required=True, type=flags.filled, nargs="+", action="extend", metavar="SCENE",
                         help="scene, any raster GDAL reads; or several, folders, patterns, text files with a scene per line: --output is a folder then")
-    parser.add_argument("--output", required=True, type=filled, help="the map, a .tif; or a folder, for FOLDER/<input name>.tif")
+    parser.add_argument("--output", required=True, type=flags.filled, help="the map, a .tif; or a folder, for FOLDER/<input name>.tif")
     flags.add_options(parser, config.PredictionConfig)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
-
-
-def filled(text):
-    """A flag's type: text. Without any, as of an unset variable of the shell, it would mean the folder one is in."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("is empty, name a path")
-    return text
 
 
 def dry_run(network, maps, options, predict):

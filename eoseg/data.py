@@ -72,6 +72,8 @@ class Patches(Dataset):
         try:
             found = self.fetch(pair)
         except OSError as error:
+            if error.errno and not error.filename:
+                error.filename = str(pair[0])
             raise SetupError(describe(error) or f"{pair[0]}: cannot be read ({error}); check the disk it lies on.") from None
         except (ValueError, IndexError):
             found = None

@@ -25,9 +25,6 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         options, unknown = self.parse_known_args(args, namespace)
-        if not all(text.strip() for text in self.words):
-            before = next(text for text, after in zip(["the first word", *self.words], self.words) if not after.strip())
-            raise SetupError(f"{before}: is followed by an empty word (an unset variable of the shell?); give a value, or leave it out.")
         for text in unknown:
             near = difflib.get_close_matches(text.split("=")[0], self.flags(), n=1)
             raise SetupError(f"{text.strip()}: no such option" + (f"; did you mean {near[0]}?" if near else "; --help lists them."))
@@ -178,3 +175,10 @@ def auto_or(kind):
 
     parse.__name__ = getattr(kind, "__name__", "value")
     return parse
+
+
+def filled(text):
+    """A flag's type: text. Without any, as of an unset variable of the shell, it would mean the folder one is in."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty, name a path")
+    return text

@@ -63,6 +63,8 @@ def palette_of(names, file=None, numbers=None, say=print):
 
 def entries_of(file):
     """What a palette file says: [(where, words that may name the class, (r, g, b))]."""
+    if Path(file).exists() and not Path(file).is_file():  # a pipe would never end
+        raise SetupError(f"--palette {file}: is not a file; check the path.")
     try:
         text = files.read_text(file)
     except OSError as error:

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import functools
 import hashlib
-import io
 import json
 import os
 from pathlib import Path

@@ -113,6 +113,8 @@ def look(pair, bands, coding, classes):
         try:
             return function(*args)
         except (DataError, OSError) as error:
+            if isinstance(error, OSError) and error.errno and not error.filename:
+                error.filename = str(path)
             wrong.append(describe(error) or f"{path}: cannot be read ({error}); check the disk it lies on.")
 
     shown, drawn = tried(image, raster.stored, image), tried(label, raster.stored, label, True)

@@ -136,7 +136,7 @@ def test_by_itself_a_column_unfit_for_names_is_not_taken(cut, ids):
     assert set(cut.exact()) == set("0123")
 
 
-@pytest.mark.parametrize("column, parts", [("geometry", ["it has n"]), ("N", ["Did you mean n?"]), ("", ["it has n"]), ("fid", ["it has n"])])
+@pytest.mark.parametrize("column, parts", [("geometry", ["it has n"]), ("N", ["Did you mean n?"]), ("", ["is empty"]), ("fid", ["it has n"])])
 def test_an_id_column_that_is_not_there_is_named(cut, column, parts):
     assert_refused(cut(FOUR, "--id_column", column, n=list("abcd")), "--id_column", *parts)
 

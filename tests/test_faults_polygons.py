@@ -97,7 +97,7 @@ def test_parquet_has_its_own_ways_to_hold_nothing(cut, tmp_path, values, wanted)
     ([1] * 4, ["--label_field", "N"], ["--label_field N", "p.gpkg", "it has n", "Did you mean n"]),
     ([1] * 4, ["--label_field", "klasse"], ["--label_field klasse", "it has n"]),
     ([1] * 4, ["--label_field", "geometry"], ["--label_field geometry", "it has n"]),
-    ([1] * 4, ["--label_field", ""], ["--label_field", "it has n"]),
+    ([1] * 4, ["--label_field", ""], ["--label_field: is empty"]),
     ([1] * 4, [], ["p.gpkg", "--label_field NAME", "--label_burn V"]),
     ([1] * 4, [*FIELD, *BURN], ["--label_field and --label_burn"]),
     ([1] * 4, [*BURN, "--label_map", "water=0"], ["--label_burn and --label_map"]),

@@ -155,10 +155,11 @@ def test_an_output_that_cannot_be_is_refused(predict, output, words):
     assert_refused(predict(output=output), words)
 
 
-def test_a_missing_folder_is_made_and_a_link_that_leads_nowhere_replaced(predict):
+def test_a_missing_folder_is_made_and_a_link_that_leads_nowhere_is_a_map_that_is_there(predict):
     assert_worked(predict(output="deep/er/map.tif"))
     os.symlink("nowhere/x.tif", "map.tif")
-    assert_worked(predict(may_change="map.tif"))
+    assert_refused(predict(), "map.tif there already", "--overwrite")
+    assert_worked(predict("--overwrite", may_change="map.tif"))
     assert right() and right("deep/er/map.tif") and not Path("map.tif").is_symlink()
 
 

@@ -52,7 +52,7 @@ def test_a_scene_without_a_valid_pixel_gives_a_map_of_nodata_and_a_warning(tmp_p
     (["--output_nodata", "70000"], "--output_nodata 70000: "),
     (["--overwrite", "--resume"], "--resume and --overwrite: "),
     (["--patch_siz", "64"], "--patch_siz: no such option; did you mean --patch_size?"),
-    (["--input", "nowhere.tif"], "nowhere.tif: no such file"),
+    (["--input", "nowhere.tif"], "--output map.tif: several scenes need a folder"),
     (["--model", "nowhere.pth"], "nowhere.pth: no such checkpoint"),
     (["--normalization_percentile", "98"], "--normalization_percentile, --normalize_per_channel: "),
 ])
